@@ -1,0 +1,1 @@
+"""Models trained on released tables alone: NumPy and SciPy, no Beam."""

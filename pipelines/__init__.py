@@ -1,0 +1,1 @@
+"""One file a job, their configuration and the command line."""

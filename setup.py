@@ -1,0 +1,44 @@
+"""Package metadata. Beam ships the project to workers with `--setup_file=./setup.py`."""
+
+import pathlib
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name="sottovoce",
+    version="0.1.0",
+    description="Streams of user events into recommendations without giving any single user away",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=setuptools.find_packages(
+        include=["data", "data.*", "transforms", "transforms.*", "models", "models.*", "pipelines", "pipelines.*", "runners"]
+    ),
+    install_requires=[
+        "apache-beam>=2.77,<3",
+        "cryptography>=43",
+        "dp-accounting>=0.6,<0.7",
+        "duckdb>=1.4,<3",
+        "kafka-python>=2.2,<4",
+        "numpy>=2.0,<3",
+        "pipeline-dp>=0.3.1,<0.4",
+        "pyarrow>=18",
+        "pydantic>=2.10,<3",
+        "pydantic-settings>=2.7,<3",
+        "rectools-lightfm>=1.17.3,<2",
+        "scipy>=1.14,<2",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis>=6.120,<7",
+            "import-linter>=2.3,<3",
+            "mypy>=1.14,<3",
+            "pytest>=8.3,<10",
+            "ruff>=0.9,<1",
+        ],
+    },
+    entry_points={"console_scripts": ["sottovoce = pipelines.cli:main"]},
+)

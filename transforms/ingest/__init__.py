@@ -1,0 +1,1 @@
+"""Reading, decoding, validating and pseudonymising events."""

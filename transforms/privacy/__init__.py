@@ -1,0 +1,1 @@
+"""Budget, noise and the mechanisms that use it."""

@@ -1,0 +1,1 @@
+"""The privacy boundary: exact sums in, noisy tables out."""
