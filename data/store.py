@@ -1,0 +1,177 @@
+"""The store of one job: released tables, models and database versions, and the private corner of the operator.
+
+    STORE/privacy_ledger.json       what every release here was granted, reserved before its noise was drawn
+    STORE/releases/ID/              a published release: manifest.json and its tables
+    STORE/models/N/                 a trained model: manifest.json and its tables
+    STORE/versions/N.duckdb, STORE/current.duckdb   (data.database)
+    STORE/operator/                 mode 0700: dead letters and run records, exact figures, never published
+
+The lasting ledger, outside the store, is to take the place of privacy_ledger.json.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESERVED = "reserved"
+PUBLISHED = "published"
+
+
+class AlreadyReleasedError(Exception):
+    """The store holds a release, or a reservation that may have drawn noise: another one would cost budget again."""
+
+
+class Store:
+    """A directory that one job owns. Methods that write are safe against a crash and against a second process."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    # Ledger
+
+    def reserve(self, release_id: str, charge: dict[str, Any], allow_another: bool) -> None:
+        """Writes a charge into the ledger, before any noise is drawn. A reservation stays spent, come what may.
+
+        Reserving the same release again changes nothing.
+
+        Raises:
+            AlreadyReleasedError: the ledger has another release and `allow_another` is false.
+        """
+        with self._locked():
+            ledger = self.ledger()
+            if any(entry["release_id"] == release_id for entry in ledger):
+                return
+            if ledger and not allow_another:
+                raise AlreadyReleasedError(self.refusal())
+            self._write_ledger([*ledger, {"release_id": release_id, "status": RESERVED, **charge}])
+
+    def refusal(self) -> str:
+        """What to tell somebody who asks for another release."""
+        return (
+            f"{self.path} holds {len(self.ledger())} release(s) already. Reading them again costs nothing (`sottovoce train`, "
+            "`publish`); a further release charges every user again: ask for it with --new-release."
+        )
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Returns every charge, oldest first."""
+        path = self.path / "privacy_ledger.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
+    # Releases
+
+    def attempt(self, release_id: str) -> Path:
+        """Returns the directory that collects an attempt's tables until `commit`."""
+        path = self.path / "releases" / f".{release_id}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def commit(self, release_id: str, manifest: dict[str, Any]) -> Path:
+        """Makes the attempt visible under its release id, once and whole, and marks its charge published."""
+        attempt, final = self.attempt(release_id), self.release_path(release_id)
+        _write_json(attempt / "manifest.json", manifest)
+        with self._locked():
+            attempt.rename(final)
+            _sync(final.parent)
+            published = [
+                {**entry, "status": PUBLISHED} if entry["release_id"] == release_id else entry
+                for entry in self.ledger()
+            ]
+            self._write_ledger(published)
+        return final
+
+    def release_path(self, release_id: str) -> Path:
+        """Returns where a published release lies."""
+        return self.path / "releases" / release_id
+
+    def published(self) -> list[dict[str, Any]]:
+        """Returns the manifests of the published releases, in the ledger's order."""
+        paths = [self.release_path(entry["release_id"]) / "manifest.json" for entry in self.ledger()]
+        return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+    # Models
+
+    @contextlib.contextmanager
+    def new_model(self) -> Iterator[Path]:
+        """Gives a directory to write a model into; on success it becomes the next STORE/models/N."""
+        models = self.path / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        attempt = Path(tempfile.mkdtemp(prefix=".", dir=models))
+        try:
+            yield attempt
+            with self._locked():
+                attempt.chmod(0o755)
+                attempt.rename(models / str(max(self._model_numbers(), default=0) + 1))
+        finally:
+            shutil.rmtree(attempt, ignore_errors=True)
+
+    def latest_model(self) -> Path | None:
+        """Returns the newest model's directory, or None."""
+        numbers = self._model_numbers()
+        return self.path / "models" / str(max(numbers)) if numbers else None
+
+    def _model_numbers(self) -> list[int]:
+        models = self.path / "models"
+        return [int(path.name) for path in models.iterdir() if path.name.isdigit()] if models.exists() else []
+
+    # Operator side
+
+    def operator(self, *parts: str) -> Path:
+        """Returns a directory of the operator's corner, made with mode 0700."""
+        path = self.path / "operator"
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+        path = path.joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path
+
+    def write_run_record(self, release_id: str, record: dict[str, Any]) -> None:
+        """Keeps the exact figures of a run for the operator."""
+        _write_json(self.operator("runs") / f"{release_id}.json", record)
+
+    def run_record(self, release_id: str) -> dict[str, Any] | None:
+        """Returns the run's exact figures, or None if it never came to counting."""
+        path = self.path / "operator" / "runs" / f"{release_id}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    # Inside
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _write_ledger(self, entries: list[dict[str, Any]]) -> None:
+        _write_json(self.path / "privacy_ledger.json", entries)
+
+
+def new_release_id() -> str:
+    """Returns a random public name: it says nothing about the data."""
+    return uuid.uuid4().hex
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Replaces a file atomically: a crash leaves the old or the new content, never half."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,272 @@
+"""The job file: one validated model behind TOML, environment variables and flags.
+
+Flags win over the environment (SOTTOVOCE_MODEL__RANK=64), that over the file. DESIGN section 6 and docs/job-file.md name
+the keys.
+"""
+
+import datetime as dt
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import pydantic_settings
+from pydantic import Field
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+_SHARES = ("selection", "counts", "cooccurrence")
+
+
+class JobFileError(ValueError):
+    """Something in the job file, the environment or the flags is wrong; the message names key, value and rule."""
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class JobSection(_Section):
+    """[job]: its name, the data set whose users' budget it spends, and where its results go."""
+
+    name: str = Field(min_length=1)
+    data_set: str = Field(min_length=1)
+    store: Path
+
+
+class SourceSection(_Section):
+    """[source]: where events come from and how a row becomes one (transforms.ingest.decode.EventRules)."""
+
+    kind: Literal["parquet", "csv", "jsonl"]
+    paths: list[str] = Field(min_length=1)
+    columns: dict[str, str] = {}
+    context: dict[str, str] = {}
+    event_types: dict[str, float] = Field(min_length=1)
+    time_unit: Literal["s", "ms", "us"] | None = None
+    min_value: float | None = None
+    weigh_by_value: bool = False
+    max_skew_seconds: float = Field(300.0, ge=0)
+    max_malformed_share: float = Field(0.01, ge=0, le=1)
+
+    @pydantic.field_validator("columns")
+    @classmethod
+    def _known_columns(cls, columns: dict[str, str]) -> dict[str, str]:
+        known = ("event_id", "privacy_id", "item_id", "event_type", "value", "event_time", "arrival_time")
+        unknown = [name for name in columns if name not in known]
+        if unknown:
+            raise ValueError(f"maps {', '.join(unknown)}, but an event has {', '.join(known)}")
+        # A source that names its columns as we do needs no line for them.
+        return {"privacy_id": "privacy_id", "item_id": "item_id", "event_time": "event_time", **columns}
+
+
+class CatalogueSection(_Section):
+    """[catalogue]: the public item table. With it partitions are public, without it they are selected privately."""
+
+    path: str
+    columns: dict[str, str] = {}
+    features: list[str] = []
+    kinds: dict[str, Literal["categorical", "multi", "text", "number"]] = {}
+    multi_separator: str = Field("|", min_length=1)
+
+
+class PrivacySection(_Section):
+    """[privacy]: what a release may cost each user, and who the users are."""
+
+    total_epsilon: float = Field(gt=0)
+    total_delta: float = Field(gt=0, lt=1)
+    unit: Literal["user"] = "user"
+    period: Literal["lifetime"] = "lifetime"
+    expected_users: Positive
+    allow_large_delta: bool = False
+    key_file: Path | None = None
+    opt_out: Path | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _small_delta(self) -> "PrivacySection":
+        if self.total_delta >= 1 / self.expected_users and not self.allow_large_delta:
+            raise ValueError(
+                f"total_delta = {self.total_delta} must be below 1/expected_users = {1 / self.expected_users:.3g}: a larger "
+                "one allows a release that shows one user whole (allow_large_delta = true takes that)"
+            )
+        return self
+
+
+class WindowSection(_Section):
+    """[window]: which events one release reads: those in [start, end), dates or times in UTC."""
+
+    size: Literal["all"] = "all"
+    start: dt.datetime
+    end: dt.datetime
+    slack_seconds: float = Field(0.0, ge=0)
+
+    @pydantic.field_validator("start", "end")
+    @classmethod
+    def _utc(cls, time: dt.datetime) -> dt.datetime:
+        return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> "WindowSection":
+        if self.start >= self.end:
+            raise ValueError(f"start = {self.start} must be before end = {self.end}")
+        return self
+
+
+class SelectionSection(_Section):
+    """[selection]: the noisy item scores, and without a catalogue the choice of what may appear."""
+
+    budget_share: Share = 0.08
+    max_partitions_contributed: Positive = 500
+    delta_share: Share = 0.5
+
+
+class CountsSection(_Section):
+    """[counts]: users and events by item and event type."""
+
+    budget_share: Share = 0.12
+    max_partitions_contributed: Positive = 50
+    max_contributions_per_partition: Positive = 5
+
+
+class CooccurrenceSection(_Section):
+    """[cooccurrence]: the item-item matrix. engine "reference" is PipelineDP's own VECTOR_SUM, for some hundred items."""
+
+    budget_share: Share = 0.8
+    max_items: Positive | Literal["auto"] = "auto"
+    engine: Literal["exact", "reference"] = "exact"
+
+
+class ModelSection(_Section):
+    """[model]: the hybrid model trained on the released tables."""
+
+    rank: Positive = 128
+    epochs: int = Field(1, ge=0)
+    top_k: Positive = 20
+    seed: int = 0
+
+
+class PublishSection(_Section):
+    """[publish]: the DuckDB versions."""
+
+    keep_versions: Positive = 5
+
+
+class RunnerSection(_Section):
+    """[runner]: the engine, and into how many parts users are spread."""
+
+    kind: Literal["direct"] = "direct"
+    buckets: Positive = 16
+
+
+class Job(pydantic_settings.BaseSettings):
+    """A whole job file."""
+
+    model_config = pydantic_settings.SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="SOTTOVOCE_", env_nested_delimiter="__"
+    )
+
+    job: JobSection
+    source: SourceSection
+    catalogue: CatalogueSection | None = None
+    privacy: PrivacySection
+    window: WindowSection
+    selection: SelectionSection = SelectionSection()
+    counts: CountsSection = CountsSection()
+    cooccurrence: CooccurrenceSection = CooccurrenceSection()
+    model: ModelSection = ModelSection()
+    publish: PublishSection = PublishSection()
+    runner: RunnerSection = RunnerSection()
+
+    @pydantic.model_validator(mode="after")
+    def _whole_budget(self) -> "Job":
+        shares = {name: getattr(self, name).budget_share for name in _SHARES}
+        if abs(sum(shares.values()) - 1) > 1e-9:
+            given = " + ".join(f"{name}.budget_share {share}" for name, share in shares.items())
+            raise ValueError(f"budget shares must add up to 1, not {given} = {sum(shares.values()):.6g}")
+        return self
+
+
+def load(path: Path, flags: Sequence[str] = ()) -> tuple[Job, list[str]]:
+    """Reads a job file, with the environment and `--section.key value` flags over it.
+
+    Returns:
+        The job, and the flags that are not ours (Beam's).
+
+    Raises:
+        JobFileError: a line for each thing that is wrong.
+    """
+    try:
+        written = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobFileError(f"{path}: can't be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobFileError(f"{path}: is not TOML: {error}.") from error
+    given, others = _split_flags(flags)
+
+    class JobOf(Job):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[pydantic_settings.BaseSettings],
+            init_settings: pydantic_settings.PydanticBaseSettingsSource,
+            env_settings: pydantic_settings.PydanticBaseSettingsSource,
+            dotenv_settings: pydantic_settings.PydanticBaseSettingsSource,
+            file_secret_settings: pydantic_settings.PydanticBaseSettingsSource,
+        ) -> tuple[pydantic_settings.PydanticBaseSettingsSource, ...]:
+            file = pydantic_settings.InitSettingsSource(settings_cls, init_kwargs=written)
+            return init_settings, env_settings, file
+
+    try:
+        return JobOf(**given), others
+    except (pydantic.ValidationError, pydantic_settings.SettingsError) as error:
+        raise JobFileError(f"{path}:\n" + "\n".join(_explain(error))) from error
+
+
+def _split_flags(flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Takes `--section.key value` and `--section.key=value` out; values are TOML, or else plain text."""
+    ours: dict[str, Any] = {}
+    others: list[str] = []
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        name, equals, value = flag.removeprefix("--").partition("=")
+        section, _, key = name.partition(".")
+        if not (flag.startswith("--") and key and section in Job.model_fields):
+            others.append(flag)
+            continue
+        if not equals:
+            if not rest:
+                raise JobFileError(f"--{name}: needs a value.")
+            value = rest.pop(0)
+        *tables, key = name.split(".")
+        table = ours
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[key] = _toml_value(value)
+    return ours, others
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: pydantic.ValidationError | pydantic_settings.SettingsError) -> list[str]:
+    if not isinstance(error, pydantic.ValidationError):
+        return [f"  {error}"]
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "job file"
+        rule = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"  {key}: is required but not given.")
+        elif problem["type"] == "extra_forbidden":
+            lines.append(f"  {key} = {problem['input']!r}: is not a known key.")
+        elif isinstance(problem["input"], dict | pydantic.BaseModel) and problem["type"] == "value_error":
+            lines.append(f"  {key}: {rule}.")
+        else:
+            lines.append(f"  {key} = {problem['input']!r}: {rule}.")
+    return lines

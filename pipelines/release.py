@@ -1,0 +1,258 @@
+"""The release job: events in, noisy tables out, charged once.
+
+    events -> IngestEvents -> GroupByUser -> ReleaseSelection, ReleaseCounts, ReleaseCooccurrence -> CommitRelease
+                   |-> ReserveBudget: no noise is drawn without its grant
+"""
+
+import dataclasses
+import datetime as dt
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+
+from data import catalogue, store
+from pipelines import config
+from runners import direct
+from transforms import bounding
+from transforms.ingest import decode, events, pseudonym, sources
+from transforms.privacy import budget
+from transforms.release import commit, cooccurrence, counts, grant, reference, selection
+
+log = logging.getLogger(__name__)
+
+
+class RefusedError(Exception):
+    """The release was refused on account of its data: too many malformed rows. Nothing was spent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that one release does, fixed before any event is read.
+
+    Attributes:
+        release_id: random.
+        created: the job's clock.
+        mechanisms: by name, as drawn and as charged.
+    """
+
+    job: config.Job
+    release_id: str
+    created: dt.datetime
+    total: budget.Budget
+    mechanisms: dict[str, budget.Mechanism]
+    catalogue: catalogue.Catalogue | None
+
+    @property
+    def bounding_key(self) -> bytes:
+        """Names the release to the choice of what to keep: the same for every retry, runner and block."""
+        window = self.job.window
+        name = f"{self.job.job.data_set}|{window.start.isoformat()}|{window.end.isoformat()}"
+        return hashlib.blake2b(name.encode(), digest_size=32).digest()
+
+    def charge(self) -> dict[str, Any]:
+        """What the ledger writes down: public configuration and noise, nothing from the data."""
+        return {
+            "data_set": self.job.job.data_set,
+            "created": self.created.isoformat(),
+            "window_start": self.job.window.start.isoformat(),
+            "window_end": self.job.window.end.isoformat(),
+            "unit": self.job.privacy.unit,
+            "period": self.job.privacy.period,
+            "total_epsilon": self.total.total_epsilon,
+            "total_delta": self.total.total_delta,
+            "mechanisms": [
+                {**dataclasses.asdict(mechanism), "noise_sd": mechanism.noise_sd} for mechanism in self.mechanisms.values()
+            ],
+        }
+
+
+def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
+    """Splits the job's budget over its mechanisms."""
+    total = budget.Budget(job.privacy.total_epsilon, job.privacy.total_delta)
+    selection_delta = 0.0 if public else total.total_delta * job.selection.delta_share
+    shares = {
+        budget.SELECTION: job.selection.budget_share,
+        budget.COUNTS_USERS: job.counts.budget_share / 2,
+        budget.COUNTS_EVENTS: job.counts.budget_share / 2,
+        budget.COOCCURRENCE: job.cooccurrence.budget_share,
+    }
+    sigma = budget.noise_multipliers(total, shares, selection_delta)
+    l0 = math.sqrt(job.counts.max_partitions_contributed)
+    mechanisms = [
+        budget.Mechanism(budget.SELECTION, sigma[budget.SELECTION], delta=selection_delta),
+        budget.Mechanism(budget.COUNTS_USERS, sigma[budget.COUNTS_USERS], l0),
+        budget.Mechanism(
+            budget.COUNTS_EVENTS, sigma[budget.COUNTS_EVENTS], l0 * job.counts.max_contributions_per_partition
+        ),
+        budget.Mechanism(budget.COOCCURRENCE, sigma[budget.COOCCURRENCE]),
+    ]
+    return Plan(job, store.new_release_id(), dt.datetime.now(dt.UTC), total, {m.name: m for m in mechanisms}, public)
+
+
+def event_rules(job: config.Job, now: dt.datetime) -> decode.EventRules:
+    """The job file's [source] and [window] as rules for one row."""
+    source = job.source
+    return decode.EventRules(
+        columns=source.columns,
+        event_types=source.event_types,
+        window_start=job.window.start,
+        window_end=job.window.end,
+        now=now,
+        context=source.context,
+        time_unit=source.time_unit,
+        min_value=source.min_value,
+        weigh_by_value=source.weigh_by_value,
+        max_skew_seconds=source.max_skew_seconds,
+        slack_seconds=job.window.slack_seconds,
+    )
+
+
+def build(
+    root: beam.Pipeline,
+    plan: Plan,
+    ingest: events.IngestEvents,
+    allow_another: bool,
+) -> beam.PCollection[str]:
+    """Wires the release. `ingest` is its source; returns the path of the published release (none when refused)."""
+    job, store_path = plan.job, str(plan.job.job.store)
+    ingested = root | "IngestEvents" >> ingest
+    _ = ingested.dead_letters | "WriteDeadLetters" >> beam.io.WriteToText(
+        str(store.Store(store_path).operator("dead_letters") / plan.release_id),
+        file_name_suffix=".jsonl",
+        shard_name_template="",
+    )
+    grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(
+        store_path, plan.release_id, plan.charge(), job.source.max_malformed_share, allow_another
+    )
+    users = ingested.events | "GroupByUser" >> bounding.GroupByUser(job.runner.buckets)
+    items = users | "ReleaseSelection" >> selection.ReleaseSelection(_selection_params(plan), grants, plan.bounding_key)
+    release_counts = counts.ReleaseCounts(_count_params(plan), items, plan.bounding_key)
+    release_pairs = _cooccurrence(plan, items)
+    released = {
+        "items": items,
+        "item_counts": users | "ReleaseCounts" >> release_counts,
+        "item_pairs": users | "ReleaseCooccurrence" >> release_pairs,
+    }
+    reports = {
+        name: transform.report.text()
+        for name, transform in (("counts", release_counts), ("cooccurrence", release_pairs))
+        if hasattr(transform, "report")
+    }
+    return released | "CommitRelease" >> commit.CommitRelease(store_path, _manifest(plan, reports), grants)
+
+
+def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = False) -> Path:
+    """Runs the release job; returns the published release's path.
+
+    Raises:
+        store.AlreadyReleasedError: the store holds a release and `allow_another` is false.
+        RefusedError: too many rows are malformed.
+        sources.SourceError, catalogue.CatalogueError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
+    """
+    kept = store.Store(job.job.store)
+    if kept.ledger() and not allow_another:
+        raise store.AlreadyReleasedError(kept.refusal())
+    public = load_catalogue(job)
+    planned = plan(job, public)
+    rules = event_rules(job, planned.created)
+    fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
+    ingest = events.IngestEvents(
+        fragments,
+        rules,
+        pseudonym.read_key(job.privacy.key_file),
+        _opt_outs(job),
+        None if public is None else public.table["item_id"].combine_chunks(),
+    )
+    log.info("releasing %s of %s from %d file parts", planned.release_id, job.job.data_set, len(fragments))
+    with beam.Pipeline(options=direct.options(beam_flags)) as root:
+        build(root, planned, ingest, allow_another)
+    record = kept.run_record(planned.release_id) or {}
+    if record.get("refused"):
+        raise RefusedError(f"{record['refused']}; the dead letters are in {kept.operator('dead_letters')}.")
+    log.info("rows by outcome (operator side): %s", record["outcomes"])
+    return kept.release_path(planned.release_id)
+
+
+def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:
+    """Reads the job's catalogue, if it has one."""
+    section = job.catalogue
+    if section is None:
+        return None
+    return catalogue.load(section.path, section.columns, section.features, section.kinds, section.multi_separator)
+
+
+def _opt_outs(job: config.Job) -> pa.Array | None:
+    path = job.privacy.opt_out
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise config.JobFileError(f"privacy.opt_out = {path}: can't be read ({reason}); give a file of one id a line.") from error
+    return pa.array([line.strip() for line in lines if line.strip()], pa.string())
+
+
+def _selection_params(plan: Plan) -> selection.SelectionParams:
+    job = plan.job
+    return selection.SelectionParams(
+        mechanism=plan.mechanisms[budget.SELECTION],
+        max_partitions_contributed=job.selection.max_partitions_contributed,
+        public_items=None if plan.catalogue is None else plan.catalogue.table["item_id"].combine_chunks(),
+        max_items=None if job.cooccurrence.max_items == "auto" else job.cooccurrence.max_items,
+        cooccurrence_sd=plan.mechanisms[budget.COOCCURRENCE].noise_sd / math.sqrt(2),
+        expected_users=job.privacy.expected_users,
+    )
+
+
+def _count_params(plan: Plan) -> counts.CountParams:
+    job = plan.job
+    return counts.CountParams(
+        total=plan.total,
+        users=plan.mechanisms[budget.COUNTS_USERS],
+        events=plan.mechanisms[budget.COUNTS_EVENTS],
+        max_partitions_contributed=job.counts.max_partitions_contributed,
+        max_contributions_per_partition=job.counts.max_contributions_per_partition,
+        event_types=sorted(job.source.event_types),
+        window_start=job.window.start,
+        window_end=job.window.end,
+    )
+
+
+def _cooccurrence(
+    plan: Plan, items: beam.PCollection[pa.Table]
+) -> cooccurrence.ReleaseCooccurrence | reference.ReleaseReferenceCooccurrence:
+    section, mechanism = plan.job.cooccurrence, plan.mechanisms[budget.COOCCURRENCE]
+    if section.engine == "exact":
+        return cooccurrence.ReleaseCooccurrence(mechanism, items)
+    if section.max_items == "auto":
+        raise config.JobFileError('cooccurrence.max_items = "auto": engine = "reference" needs a number.')
+    return reference.ReleaseReferenceCooccurrence(mechanism, items, plan.total, section.max_items)
+
+
+def _manifest(plan: Plan, reports: dict[str, str]) -> dict[str, Any]:
+    """What is published beside the tables: public configuration, the charge, and how each number was made."""
+    job = plan.job
+    return {
+        "release_id": plan.release_id,
+        **plan.charge(),
+        "event_types": sorted(job.source.event_types),
+        "expected_users": job.privacy.expected_users,
+        "partitions": "public" if plan.catalogue else "private",
+        "reports": {
+            "selection": (
+                "Noisy sum over users of 1/sqrt(items of the user) for each item, in "
+                f"{job.selection.max_partitions_contributed} items of each user at most."
+            ),
+            "cooccurrence": (
+                "Noisy sum over users of the outer product of the user's row of item weights, scaled to L2 norm 1."
+            ),
+            **reports,
+        },
+    }

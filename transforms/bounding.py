@@ -1,0 +1,156 @@
+"""What one privacy id can change: repeats dropped, events merged, partitions bounded.
+
+Every function here looks at one privacy id at a time: whether and how a user counts never depends on anybody else. The
+choice of what to keep is a keyed hash of the user's own data, so every retry, runner and block sees the same rows.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+
+from data import events
+
+CONTRIBUTIONS = pa.schema(
+    [
+        pa.field("privacy_id", events.PSEUDONYM, nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("event_type", pa.string(), nullable=False),
+        # how many events
+        pa.field("events", pa.int64(), nullable=False),
+        # the largest weight of any of them
+        pa.field("weight", pa.float64(), nullable=False),
+    ]
+)
+"""One row for each (privacy_id, item_id, event_type) of a user bucket."""
+
+WEIGHED_EVENTS = pa.schema(
+    [events.EVENTS.field(name) for name in ("event_id", "privacy_id", "item_id", "event_type", "value", "event_time")]
+    + [pa.field("weight", pa.float64(), nullable=False)]
+)
+"""What ingest hands to bounding: the fields that counting needs, and the event's weight in the user's row."""
+
+
+def split_by_bucket(batch: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
+    """Yields (bucket, rows), all rows of one privacy id in one bucket."""
+    bucket = (_user_hash(batch["privacy_id"].combine_chunks()) % np.uint64(buckets)).astype(np.int64)
+    for key in np.unique(bucket):
+        yield int(key), batch.filter(pa.array(bucket == key))
+
+
+def drop_repeats(batch: pa.Table) -> pa.Table:
+    """Keeps one row of each (privacy_id, event_id): the first in order of its other fields. No event_id: no repeat."""
+    named = batch.filter(pc.is_valid(batch["event_id"]))
+    if named.num_rows == 0:
+        return batch
+    order = ["privacy_id", "event_id", "event_time", "item_id", "event_type", "value", "weight"]
+    named = named.sort_by([(name, "ascending") for name in order])
+    ids, event_ids = (named[name].combine_chunks().dictionary_encode().indices for name in order[:2])
+    first = np.r_[True, (np.diff(ids) != 0) | (np.diff(event_ids) != 0)]
+    return pa.concat_tables([named.filter(pa.array(first)), batch.filter(pc.is_null(batch["event_id"]))])
+
+
+def contributions(batch: pa.Table) -> pa.Table:
+    """Merges a user's events on the same item and type into one row of CONTRIBUTIONS."""
+    keys = ["privacy_id", "item_id", "event_type"]
+    merged = batch.group_by(keys, use_threads=False).aggregate([([], "count_all"), ("weight", "max")])
+    return merged.select([*keys, "count_all", "weight_max"]).rename_columns(CONTRIBUTIONS.names).cast(CONTRIBUTIONS)
+
+
+def bucket_contributions(bucket: tuple[int, Iterable[pa.Table]]) -> pa.Table:
+    """Joins a bucket's batches into its CONTRIBUTIONS."""
+    return contributions(drop_repeats(pa.concat_tables(bucket[1])))
+
+
+def within(rows: pa.Table, column: str, allowed: pa.Array) -> pa.Table:
+    """Keeps the rows whose `column` is among `allowed` (public, or released before)."""
+    return rows.filter(pc.is_in(rows[column], value_set=allowed))
+
+
+def bound_partitions(rows: pa.Table, partition: Iterable[str], max_partitions_contributed: int, key: bytes) -> pa.Table:
+    """Keeps each privacy id's rows in `max_partitions_contributed` partitions, those with the smallest keyed hash.
+
+    Args:
+        rows: with at most one row for each privacy id and partition.
+        partition: the columns that name a partition.
+        max_partitions_contributed: L0.
+        key: of the release (fixed over retries and engines; need not be secret).
+    """
+    users = rows["privacy_id"].combine_chunks()
+    hashed = _user_hash(users)
+    for column in partition:
+        hashed = _mix(hashed ^ _hash_strings(rows[column], key))
+    codes = users.dictionary_encode().indices.to_numpy()
+    order = np.lexsort((hashed, codes))
+    codes = codes[order]
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    rank = np.arange(len(codes)) - np.repeat(starts, np.diff(np.r_[starts, len(codes)]))
+    return rows.take(pa.array(np.sort(order[rank < max_partitions_contributed])))
+
+
+def cap_events(rows: pa.Table, max_contributions_per_partition: int) -> pa.Table:
+    """Counts at most `max_contributions_per_partition` (Linf) events in each row."""
+    capped = pc.min_element_wise(rows["events"], max_contributions_per_partition)
+    return rows.set_column(rows.column_names.index("events"), "events", capped)
+
+
+def _user_hash(privacy_ids: pa.FixedSizeBinaryArray) -> np.ndarray:
+    """The first 8 of each pseudonym's 16 bytes, uint64."""
+    words = np.frombuffer(privacy_ids.buffers()[1], "<u8")
+    return words[2 * privacy_ids.offset :][: 2 * len(privacy_ids) : 2]
+
+
+def _hash_strings(column: pa.ChunkedArray, key: bytes) -> np.ndarray:
+    """Keyed BLAKE2b of each distinct string, uint64, one a row."""
+    encoded = column.combine_chunks().dictionary_encode()
+    hashes = [
+        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
+        for text in encoded.dictionary.to_pylist()
+    ]
+    return np.array(hashes, np.uint64)[encoded.indices.to_numpy()]
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit changes half of the output bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def user_rows(rows: pa.Table, items: pa.Array) -> sp.csr_matrix:
+    """The weights of CONTRIBUTIONS as a matrix (n_users, len(items)): a user's largest weight on an item.
+
+    Args:
+        rows: contributions; those on other items are left out.
+        items: the columns, in order.
+    """
+    rows = within(rows, "item_id", items)
+    merged = rows.group_by(["privacy_id", "item_id"], use_threads=False).aggregate([("weight", "max")])
+    users = merged["privacy_id"].combine_chunks().dictionary_encode()
+    columns = pc.index_in(merged["item_id"], value_set=items).combine_chunks()
+    return sp.csr_matrix(
+        (merged["weight_max"].to_numpy(), (users.indices.to_numpy(), columns.to_numpy())),
+        shape=(len(users.dictionary), len(items)),
+    )
+
+
+class GroupByUser(beam.PTransform):
+    """Shuffles by user bucket. In: tables of WEIGHED_EVENTS; out: one table of CONTRIBUTIONS a non-empty bucket."""
+
+    def __init__(self, buckets: int):
+        if buckets < 1:
+            raise ValueError(f"GroupByUser: buckets must be at least 1, not {buckets}.")
+        super().__init__()
+        self.buckets = buckets
+
+    def expand(self, batches: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
+        return (
+            batches
+            | "SplitByBucket" >> beam.FlatMap(split_by_bucket, self.buckets).with_output_types(tuple[int, pa.Table])
+            | "GroupByBucket" >> beam.GroupByKey()
+            | "DropRepeatsAndMerge" >> beam.Map(bucket_contributions).with_output_types(pa.Table)
+        )

@@ -1,0 +1,63 @@
+"""Privacy ids become keyed hashes at the first step: the raw id goes no further."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+import pyarrow as pa
+
+from data import events
+
+KEY_VARIABLE = "SOTTOVOCE_PSEUDONYM_KEY"
+_KEY_BYTES = 32
+
+
+class PseudonymKeyError(ValueError):
+    """The pseudonym key is missing or unusable. The message never shows it."""
+
+
+def pseudonymise(privacy_ids: pa.StringArray, key: bytes) -> pa.FixedSizeBinaryArray:
+    """Replaces each id by its BLAKE2b hash under `key`, 16 bytes; hashes each distinct id of the batch once."""
+    encoded = privacy_ids.dictionary_encode()
+    hashes = [
+        hashlib.blake2b(text.encode(), digest_size=events.PSEUDONYM.byte_width, key=key).digest()
+        for text in encoded.dictionary.to_pylist()
+    ]
+    return pa.array(hashes, events.PSEUDONYM).take(encoded.indices)
+
+
+def write_key(path: Path) -> None:
+    """Writes a new random key, readable by the owner alone.
+
+    Raises:
+        FileExistsError: a key is there already; replacing it would make every user a new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+
+
+def read_key(path: Path | None) -> bytes:
+    """Returns the key of 32 bytes from the environment (SOTTOVOCE_PSEUDONYM_KEY) or else from a file, as 64 hex digits.
+
+    Raises:
+        PseudonymKeyError: neither is given, the file can't be read, or the text isn't 64 hex digits.
+    """
+    place, text = KEY_VARIABLE, os.environ.get(KEY_VARIABLE)
+    if text is None:
+        if path is None:
+            raise PseudonymKeyError(f"No pseudonym key: set privacy.key_file or the variable {KEY_VARIABLE}.")
+        place = f"privacy.key_file = {path}"
+        try:
+            text = path.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise PseudonymKeyError(f"{place}: can't be read ({reason}). `sottovoce key {path}` makes one.") from error
+    try:
+        key = bytes.fromhex(text.strip())
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_BYTES:
+        raise PseudonymKeyError(f"{place}: must be {2 * _KEY_BYTES} hex digits. `sottovoce key FILE` makes such a file.")
+    return key

@@ -1,0 +1,208 @@
+"""Files of events into tables of their own columns: Parquet, CSV and JSON lines, read as they are.
+
+A row that can't be decoded stays a row, with its problem and its raw text beside it, and never takes its neighbours along.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, Literal
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+
+Kind = Literal["parquet", "csv", "jsonl"]
+
+ROW = "__row"
+PROBLEM = "__problem"
+RAW = "__raw"
+"""Columns beside the source's own: the row's number from 1, why it couldn't be decoded, its text where it has one."""
+
+_BATCH_ROWS = 100_000
+_BLOCK_BYTES = 16 << 20
+
+
+class SourceError(ValueError):
+    """The source as a whole can't be read: the message names the file, the rule and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragment:
+    """What one worker reads at a time: a file, or a row group of a Parquet file whose first row has number `first`."""
+
+    kind: Kind
+    path: str
+    row_group: int = 0
+    first: int = 1
+
+
+def find_fragments(kind: Kind, patterns: Sequence[str], columns: Sequence[str]) -> list[Fragment]:
+    """Lists the fragments of all files that match, checked: each is there, not empty, and has the mapped columns.
+
+    Raises:
+        SourceError: what is wrong with which file.
+    """
+    fragments = []
+    for pattern, match in zip(patterns, FileSystems.match(list(patterns)), strict=True):
+        if not match.metadata_list:
+            raise SourceError(f"source.paths: no file matches {pattern!r}.")
+        for file in sorted(match.metadata_list, key=lambda file: file.path):
+            if not file.size_in_bytes:
+                raise SourceError(f"{file.path} is empty (0 bytes). An empty data set still has a header or a schema.")
+            fragments.extend(_fragments_of(kind, file.path, columns))
+    return fragments
+
+
+def _fragments_of(kind: Kind, path: str, columns: Sequence[str]) -> list[Fragment]:
+    if kind == "jsonl":
+        return [Fragment(kind, path)]
+    with FileSystems.open(path) as file:
+        if kind == "csv":
+            _check_columns(path, next(csv.reader(io.TextIOWrapper(file, "utf-8", errors="replace"))), columns)
+            return [Fragment(kind, path)]
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{path} can't be read as Parquet: {error}.") from error
+        _check_columns(path, parquet.schema_arrow.names, columns)
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        firsts = np.cumsum([1, *sizes])
+        return [Fragment(kind, path, i, int(firsts[i])) for i in range(len(sizes))]
+
+
+def _check_columns(path: str, present: Sequence[str], columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in present]
+    if missing:
+        raise SourceError(
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. "
+            "Set source.columns (ours = theirs)."
+        )
+
+
+def read(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yields the fragment's rows: the given columns, and ROW, PROBLEM and RAW."""
+    with FileSystems.open(fragment.path) as file:
+        yield from _READERS[fragment.kind](file, fragment, columns)
+
+
+def _read_parquet(file: BinaryIO, fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+    first = fragment.first
+    parquet = pq.ParquetFile(file)
+    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[fragment.row_group], columns=list(columns)):
+        yield _with_place(pa.Table.from_batches([batch]), np.arange(first, first + batch.num_rows))
+        first += batch.num_rows
+
+
+def _read_csv(file: BinaryIO, fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+    invalid: list[Any] = []
+    valid_before: list[int] = []
+
+    def keep(row: Any) -> str:
+        # The reader counts the header as row 1.
+        valid_before.append(row.number - fragment.first - 1 - len(valid_before))
+        invalid.append(row)
+        return "skip"
+
+    reader = pa.csv.open_csv(
+        file,
+        pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+        pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=keep),
+        pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.binary()), include_columns=list(columns), strings_can_be_null=False
+        ),
+    )
+    done = 0
+    for batch in reader:
+        index = np.arange(done, done + batch.num_rows)
+        numbers = fragment.first + index + np.searchsorted(valid_before, index, side="right")
+        yield _decode_text(pa.Table.from_batches([batch]), numbers)
+        done += batch.num_rows
+    yield from _invalid_rows(invalid, columns)
+
+
+def _invalid_rows(invalid: Sequence[Any], columns: Sequence[str]) -> Iterator[pa.Table]:
+    if invalid:
+        nothing = pa.table({column: pa.nulls(len(invalid), pa.string()) for column in columns})
+        yield _with_place(
+            nothing,
+            np.array([row.number - 1 for row in invalid]),
+            pa.array([f"CSV row has {row.actual_columns} columns, not {row.expected_columns}" for row in invalid]),
+            pa.array([row.text for row in invalid]),
+        )
+
+
+def _read_jsonl(file: BinaryIO, fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with duckdb.connect(config={"threads": 1}) as connection:
+        first = fragment.first
+        for lines in _blocks_of_lines(file):
+            numbers = np.arange(first, first + len(lines))
+            first += len(lines)
+            filled = np.array([bool(line.strip()) for line in lines], bool)
+            raw = _decode_text(pa.table({RAW: pa.array(lines, pa.binary())}), numbers, RAW).filter(pa.array(filled))
+            yield _decode_json(connection, raw, columns)
+
+
+def _blocks_of_lines(file: BinaryIO) -> Iterator[list[bytes]]:
+    rest = b""
+    while block := file.read(_BLOCK_BYTES):
+        *lines, rest = (rest + block).split(b"\n")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
+
+
+def _decode_json(connection: duckdb.DuckDBPyConnection, lines: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Takes scalar members of each line's object as text; an absent, null or nested member is null."""
+    members = []
+    for column in columns:
+        path = _sql_string('$."' + column.replace('"', '\\"') + '"')
+        name = '"' + column.replace('"', '""') + '"'
+        members.append(
+            f"case when json_type(line, {path}) not in ('OBJECT', 'ARRAY', 'NULL') "
+            f"then json_extract_string(line, {path}) end as {name}"
+        )
+    connection.register("lines", lines)
+    query = f"""
+        select {", ".join(members)}, {ROW},
+            coalesce({PROBLEM}, case when line is null then 'not a JSON object' end) as {PROBLEM}, {RAW}
+        from (select *, case when json_valid({RAW}) and json_type({RAW}) = 'OBJECT' then {RAW} end as line from lines)
+    """
+    table = connection.sql(query).to_arrow_table()
+    connection.unregister("lines")
+    return table
+
+
+def _decode_text(table: pa.Table, numbers: np.ndarray, raw: str | None = None) -> pa.Table:
+    """Turns binary columns into text. A row that isn't UTF-8 gets a problem, and replacement characters in its RAW."""
+    bad = np.zeros(table.num_rows, bool)
+    columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        try:
+            columns[name] = column.cast(pa.string())
+        except pa.ArrowInvalid:
+            values = [value.decode(errors="replace") for value in column.to_pylist()]
+            bad |= [value.encode() != given for value, given in zip(values, column.to_pylist(), strict=True)]
+            columns[name] = pa.array(values)
+    problem = pa.array(np.where(bad, "not UTF-8", None), pa.string())
+    return _with_place(pa.table(columns), numbers, problem, columns.pop(raw) if raw else None)
+
+
+def _with_place(table: pa.Table, numbers: np.ndarray, problem: pa.Array | None = None, raw: pa.Array | None = None) -> pa.Table:
+    nothing = pa.nulls(table.num_rows, pa.string())
+    place = {ROW: pa.array(numbers, pa.int64()), PROBLEM: nothing if problem is None else problem}
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    return pa.table({**columns, **place, RAW: nothing if raw is None else raw})
+
+
+def _sql_string(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+_READERS = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}

@@ -1,0 +1,32 @@
+"""PipelineDP draws the noise that our budget planned."""
+
+from collections.abc import Mapping
+
+import pipeline_dp
+from pipeline_dp import dp_computations
+
+from transforms.privacy import budget
+
+
+class PlannedAccountant(pipeline_dp.NaiveBudgetAccountant):
+    """Gives each of PipelineDP's mechanisms the noise multiplier planned for it, instead of splitting by weight.
+
+    PipelineDP's own accountants compose naively over (epsilon, delta); `budget.noise_multipliers` composes Gaussians exactly.
+    Mechanisms that take a standard deviation get it as it is; VECTOR_SUM takes (epsilon, delta) only, and gets the pair that
+    has that standard deviation.
+
+    Args:
+        total: of the whole release.
+        planned: noise multiplier by PipelineDP's name of the mechanism ("Count", "PrivacyIdCount", "VectorSum").
+    """
+
+    def __init__(self, total: budget.Budget, planned: Mapping[str, float]):
+        super().__init__(total.total_epsilon, total.total_delta)
+        self._planned = planned
+
+    def compute_budgets(self) -> None:
+        self._finalize()
+        for spec in self.mechanism_specs:
+            sigma = self._planned[spec.name]
+            spec.set_eps_delta(dp_computations.gaussian_epsilon(sigma, self.total_delta), self.total_delta)
+            spec.set_noise_standard_deviation(sigma)

@@ -1,0 +1,137 @@
+"""Item-item co-occurrence: exact integer sums of the users' outer products, then Gaussian noise."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+
+from data import tables
+from transforms import bounding
+from transforms.privacy import budget, noise
+
+log = logging.getLogger(__name__)
+
+ROW_BITS = 18
+GRID_BITS = 2 * ROW_BITS
+"""Rows are multiples of 2^-18, so products are exact multiples of 2^-36: room for 2^26 users in int64."""
+
+
+def quantise_rows(weights: sp.csr_matrix) -> sp.csr_matrix:
+    """Scales each row to L2 norm 1 and rounds it toward zero to multiples of 2^-18; int64 multiples, same shape.
+
+    A row's outer product then has Frobenius norm at most 1: the sensitivity of the sum.
+
+    Args:
+        weights: (n_users, n_items), finite and non-negative.
+    """
+    sizes = np.diff(weights.indptr)
+    data = weights.data.astype(np.float64)
+    # Divide by the largest first, so that no square over- or underflows.
+    largest = np.repeat(_by_row(np.maximum, data, weights.indptr), sizes)
+    data = np.divide(data, largest, out=np.zeros_like(data), where=largest > 0)
+    norms = np.sqrt(np.repeat(_by_row(np.add, data * data, weights.indptr), sizes))
+    data = np.divide(data, norms, out=np.zeros_like(data), where=norms > 0)
+    # Toward zero, and a hair more: the division above may have rounded up.
+    steps = np.floor(data * math.ldexp(1.0, ROW_BITS) * (1 - 1e-12)).astype(np.int64)
+    return sp.csr_matrix((steps, weights.indices, weights.indptr), shape=weights.shape)
+
+
+def _by_row(reduce: np.ufunc, data: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    out = np.zeros(len(indptr) - 1, data.dtype)
+    filled = np.diff(indptr) > 0
+    if filled.any():
+        out[filled] = reduce.reduceat(data, indptr[:-1][filled])
+    return out
+
+
+def exact_sums(rows: sp.csr_matrix, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Sums the outer products of quantised rows: rows first..last of the (n_items, n_items) sum, int64 on the grid."""
+    last = rows.shape[1] if last is None else last
+    return (rows[:, first:last].T @ rows).toarray()
+
+
+BLOCK_ROWS = 512
+MAX_ITEMS = 5000
+"""More would need partial sums that don't fit into this machine's memory at once."""
+
+
+def blocks(n_items: int) -> list[tuple[int, int]]:
+    """The matrix as blocks of whole rows: (first, last) of each, last exclusive."""
+    return [(first, min(first + BLOCK_ROWS, n_items)) for first in range(0, n_items, BLOCK_ROWS)]
+
+
+def kept_items(items: pa.Table) -> pa.Array:
+    """The ids of the matrix's items in order of position, from a table of data.tables.ITEMS."""
+    kept = items.filter(pc.is_valid(items["position"])).sort_by("position")
+    return kept["item_id"].combine_chunks()
+
+
+def partial_sums(rows: pa.Table, items: pa.Table) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Yields one bucket's part of each block of the matrix, from CONTRIBUTIONS and ITEMS."""
+    quantised = quantise_rows(bounding.user_rows(rows, kept_items(items)))
+    for block in blocks(quantised.shape[1]):
+        yield block, exact_sums(quantised, *block)
+
+
+def empty_sums(items: pa.Table) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Yields a zero for each block: it is released whether anybody is in it or not."""
+    n_items = len(kept_items(items))
+    for first, last in blocks(n_items):
+        yield (first, last), np.zeros((last - first, n_items), np.int64)
+
+
+def add_sums(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Adds up parts of one block."""
+    first, *others = parts
+    total = first.copy()
+    for other in others:
+        total += other
+    return total
+
+
+def release_block(block: tuple[tuple[int, int], np.ndarray], noise_sd: float) -> pa.Table:
+    """Adds noise to the upper triangle of a block: a table of data.tables.ITEM_PAIRS.
+
+    The released vector is (diagonal, sqrt(2) * upper triangle), whose L2 norm is the matrix's Frobenius norm: standard
+    deviation `noise_sd` on it is noise_sd on the diagonal and noise_sd / sqrt(2) off it.
+    """
+    (first, _), sums = block
+    row, col = np.nonzero(np.arange(sums.shape[1]) >= np.arange(first, first + len(sums))[:, None])
+    diagonal = col == row + first
+    cells = sums[row, col]
+    cells[diagonal] += noise.grid_gaussian(int(diagonal.sum()), noise_sd, GRID_BITS, noise.fresh_key())
+    cells[~diagonal] += noise.grid_gaussian(int((~diagonal).sum()), noise_sd / math.sqrt(2), GRID_BITS, noise.fresh_key())
+    log.info("released rows %d to %d of the co-occurrence matrix", first, first + len(sums) - 1)
+    return pa.table([(row + first).astype(np.int32), col.astype(np.int32), cells * 2.0**-GRID_BITS], schema=tables.ITEM_PAIRS)
+
+
+class ReleaseCooccurrence(beam.PTransform):
+    """Releases the noisy co-occurrence of the kept items.
+
+    Unit of protection: one privacy id with everything it did, added or removed. Mechanism: Gaussian on the sum of the users'
+    outer products, each of Frobenius norm at most 1 (L2 sensitivity 1 of the vector (diagonal, sqrt(2) * upper triangle)).
+
+    In: tables of CONTRIBUTIONS, one a bucket. Out: tables of data.tables.ITEM_PAIRS, one a block of rows.
+    """
+
+    def __init__(self, mechanism: budget.Mechanism, items: beam.PCollection[pa.Table]):
+        super().__init__()
+        self._mechanism, self._items = mechanism, items
+
+    def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
+        parts = buckets | "PartialSums" >> beam.FlatMap(
+            lambda rows, items: (part for table in items for part in partial_sums(rows, table)),
+            beam.pvalue.AsIter(self._items),
+        ).with_output_types(tuple[tuple[int, int], np.ndarray])
+        nothing = self._items | "EmptySums" >> beam.FlatMap(empty_sums).with_output_types(tuple[tuple[int, int], np.ndarray])
+        return (
+            (parts, nothing)
+            | "Flatten" >> beam.Flatten()
+            | "AddSums" >> beam.CombinePerKey(add_sums)
+            | "AddNoise" >> beam.Map(release_block, self._mechanism.noise_sd).with_output_types(pa.Table)
+        )

@@ -1,0 +1,105 @@
+"""Co-occurrence through PipelineDP's VECTOR_SUM: dense vectors, some hundred items, the measure for the exact engine."""
+
+import math
+from collections.abc import Iterator
+
+import apache_beam as beam
+import numpy as np
+import pipeline_dp
+import pyarrow as pa
+from pipeline_dp import report_generator
+
+from data import tables
+from transforms import bounding
+from transforms.privacy import accountant, budget
+from transforms.release import cooccurrence
+
+MAX_ITEMS = 300
+_PARTITION = "all"
+_NOBODY = b""
+"""A reserved privacy id with a zero vector: PipelineDP's VECTOR_SUM fails on a partition without data."""
+
+
+def vector_size(n_items: int) -> int:
+    """Cells of the upper triangle with its diagonal."""
+    return n_items * (n_items + 1) // 2
+
+
+def user_vectors(rows: pa.Table, items: pa.Table, n_items: int) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Yields (privacy_id, vector) for each user of a bucket: (diagonal, sqrt(2) * upper triangle) of the outer product.
+
+    The rows are those of the exact engine, as floats; `n_items` pads to the fixed vector size.
+    """
+    quantised = cooccurrence.quantise_rows(bounding.user_rows(rows, cooccurrence.kept_items(items)))
+    users = bounding.within(rows, "item_id", cooccurrence.kept_items(items))["privacy_id"].combine_chunks().dictionary_encode()
+    dense = np.zeros((quantised.shape[0], n_items))
+    dense[:, : quantised.shape[1]] = quantised.toarray() * 2.0**-cooccurrence.ROW_BITS
+    upper = np.triu_indices(n_items, 1)
+    for privacy_id, row in zip(users.dictionary.to_pylist(), dense, strict=True):
+        yield privacy_id, np.r_[row * row, math.sqrt(2) * row[upper[0]] * row[upper[1]]]
+
+
+def pair_table(vector: np.ndarray, items: pa.Table, n_items: int) -> pa.Table:
+    """Turns a noisy vector back into a table of data.tables.ITEM_PAIRS, the padding left out."""
+    matrix = np.diag(vector[:n_items])
+    matrix[np.triu_indices(n_items, 1)] = vector[n_items:] / math.sqrt(2)
+    row, col = np.triu_indices(len(cooccurrence.kept_items(items)))
+    return pa.table([row.astype(np.int32), col.astype(np.int32), matrix[row, col]], schema=tables.ITEM_PAIRS)
+
+
+class ReleaseReferenceCooccurrence(beam.PTransform):
+    """Releases the noisy co-occurrence of the kept items with PipelineDP's own bounding and noise.
+
+    Unit of protection, mechanism, input and output are those of ReleaseCooccurrence. `report` explains it.
+    """
+
+    def __init__(
+        self, mechanism: budget.Mechanism, items: beam.PCollection[pa.Table], total: budget.Budget, max_items: int
+    ):
+        if not 1 <= max_items <= MAX_ITEMS:
+            raise ValueError(
+                f"ReleaseReferenceCooccurrence: max_items must be in 1..{MAX_ITEMS}, not {max_items}: each user is a dense "
+                "vector. The exact engine takes more."
+            )
+        super().__init__()
+        self._mechanism, self._items, self._total, self._max_items = mechanism, items, total, max_items
+        self.report = report_generator.ExplainComputationReport()
+
+    def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
+        n_items = self._max_items
+        accounting = accountant.PlannedAccountant(self._total, {"VectorSum": self._mechanism.noise_multiplier})
+        engine = pipeline_dp.DPEngine(accounting, pipeline_dp.BeamBackend())
+        users = buckets | "UserVectors" >> beam.FlatMap(
+            lambda rows, items: (user for table in items for user in user_vectors(rows, table, n_items)),
+            beam.pvalue.AsIter(self._items),
+        ).with_output_types(tuple[bytes, np.ndarray])
+        nobody = self._items | "Nobody" >> beam.Map(lambda _: (_NOBODY, np.zeros(vector_size(n_items)))).with_output_types(
+            tuple[bytes, np.ndarray]
+        )
+        # users: (privacy_id, value)
+        summed = engine.aggregate(
+            (users, nobody) | "WithNobody" >> beam.Flatten(),
+            pipeline_dp.AggregateParams(
+                metrics=[pipeline_dp.Metrics.VECTOR_SUM],
+                noise_kind=pipeline_dp.NoiseKind.GAUSSIAN,
+                max_partitions_contributed=1,
+                max_contributions_per_partition=1,
+                vector_norm_kind=pipeline_dp.NormKind.L2,
+                vector_max_norm=1.0,
+                vector_size=vector_size(n_items),
+                public_partitions_already_filtered=True,
+            ),
+            pipeline_dp.DataExtractors(
+                privacy_id_extractor=lambda user: user[0],
+                partition_extractor=lambda user: _PARTITION,
+                value_extractor=lambda user: user[1],
+            ),
+            public_partitions=self._items | "Partition" >> beam.Map(lambda _: _PARTITION),
+            out_explain_computation_report=self.report,
+        )
+        accounting.compute_budgets()
+        # summed: (partition_key, metrics)
+        return summed | "PairTable" >> beam.FlatMap(
+            lambda partition, items: [pair_table(partition[1].vector_sum, table, n_items) for table in items],
+            beam.pvalue.AsIter(self._items),
+        ).with_output_types(pa.Table)
