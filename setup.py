@@ -14,9 +14,8 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=setuptools.find_packages(
-        include=["data", "data.*", "transforms", "transforms.*", "models", "models.*", "pipelines", "pipelines.*", "runners"]
-    ),
+    packages=[name for name in setuptools.find_packages() if not name.startswith("tests")],
+    package_data={"data": ["*.sql"]},
     install_requires=[
         "apache-beam>=2.77,<3",
         "cryptography>=43",

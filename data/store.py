@@ -13,19 +13,19 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import errors
+
 RESERVED = "reserved"
 PUBLISHED = "published"
-
-
-class AlreadyReleasedError(Exception):
-    """The store holds a release, or a reservation that may have drawn noise: another one would cost budget again."""
 
 
 class Store:
@@ -49,14 +49,14 @@ class Store:
             if any(entry["release_id"] == release_id for entry in ledger):
                 return
             if ledger and not allow_another:
-                raise AlreadyReleasedError(self.refusal())
+                raise errors.AlreadyReleasedError(self.refusal())
             self._write_ledger([*ledger, {"release_id": release_id, "status": RESERVED, **charge}])
 
     def refusal(self) -> str:
         """What to tell somebody who asks for another release."""
         return (
-            f"{self.path} holds {len(self.ledger())} release(s) already. Reading them again costs nothing (`sottovoce train`, "
-            "`publish`); a further release charges every user again: ask for it with --new-release."
+            f"{self.path} holds {len(self.ledger())} release(s) already. Reading them again costs nothing (`sottovoce train` "
+            "and `publish`); a further release charges every user again: ask for it with --new-release."
         )
 
     def ledger(self) -> list[dict[str, Any]]:
@@ -75,13 +75,12 @@ class Store:
     def commit(self, release_id: str, manifest: dict[str, Any]) -> Path:
         """Makes the attempt visible under its release id, once and whole, and marks its charge published."""
         attempt, final = self.attempt(release_id), self.release_path(release_id)
-        _write_json(attempt / "manifest.json", manifest)
+        write_json(attempt / "manifest.json", manifest)
         with self._locked():
             attempt.rename(final)
             _sync(final.parent)
             published = [
-                {**entry, "status": PUBLISHED} if entry["release_id"] == release_id else entry
-                for entry in self.ledger()
+                {**entry, "status": PUBLISHED} if entry["release_id"] == release_id else entry for entry in self.ledger()
             ]
             self._write_ledger(published)
         return final
@@ -95,21 +94,28 @@ class Store:
         paths = [self.release_path(entry["release_id"]) / "manifest.json" for entry in self.ledger()]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
+    def read_table(self, manifest: dict[str, Any], name: str, schema: pa.Schema) -> pa.Table:
+        """Returns a table of a published release, joined from the parts that its manifest names."""
+        path = self.release_path(manifest["release_id"])
+        parts = [pq.read_table(path / part) for part in manifest["parts"] if part.startswith(f"{name}/")]
+        return pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
+
     # Models
 
-    @contextlib.contextmanager
-    def new_model(self) -> Iterator[Path]:
-        """Gives a directory to write a model into; on success it becomes the next STORE/models/N."""
+    def add_model(self, model: Mapping[str, pa.Table], manifest: dict[str, Any]) -> Path:
+        """Writes a model's tables and makes them the next STORE/models/N, whole; returns that directory."""
         models = self.path / "models"
         models.mkdir(parents=True, exist_ok=True)
-        attempt = Path(tempfile.mkdtemp(prefix=".", dir=models))
-        try:
-            yield attempt
+        with tempfile.TemporaryDirectory(prefix=".", dir=models) as attempt:
+            draft = Path(attempt) / "model"
+            draft.mkdir()
+            for name, table in model.items():
+                pq.write_table(table, draft / f"{name}.parquet")
+            write_json(draft / "manifest.json", manifest)
             with self._locked():
-                attempt.chmod(0o755)
-                attempt.rename(models / str(max(self._model_numbers(), default=0) + 1))
-        finally:
-            shutil.rmtree(attempt, ignore_errors=True)
+                final = models / str(max(self._model_numbers(), default=0) + 1)
+                draft.rename(final)
+        return final
 
     def latest_model(self) -> Path | None:
         """Returns the newest model's directory, or None."""
@@ -133,7 +139,7 @@ class Store:
 
     def write_run_record(self, release_id: str, record: dict[str, Any]) -> None:
         """Keeps the exact figures of a run for the operator."""
-        _write_json(self.operator("runs") / f"{release_id}.json", record)
+        write_json(self.operator("runs") / f"{release_id}.json", record)
 
     def run_record(self, release_id: str) -> dict[str, Any] | None:
         """Returns the run's exact figures, or None if it never came to counting."""
@@ -150,7 +156,7 @@ class Store:
             yield
 
     def _write_ledger(self, entries: list[dict[str, Any]]) -> None:
-        _write_json(self.path / "privacy_ledger.json", entries)
+        write_json(self.path / "privacy_ledger.json", entries)
 
 
 def new_release_id() -> str:
@@ -158,7 +164,7 @@ def new_release_id() -> str:
     return uuid.uuid4().hex
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Replaces a file atomically: a crash leaves the old or the new content, never half."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
         json.dump(value, file, indent=1)

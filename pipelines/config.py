@@ -14,13 +14,15 @@ import pydantic
 import pydantic_settings
 from pydantic import Field
 
+from data import errors
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 _SHARES = ("selection", "counts", "cooccurrence")
 
 
-class JobFileError(ValueError):
+class JobFileError(errors.BadRequestError):
     """Something in the job file, the environment or the flags is wrong; the message names key, value and rule."""
 
 

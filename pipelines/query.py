@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import database
+from data import database, errors
 
 Format = Literal["table", "csv", "json", "parquet"]
 
@@ -30,7 +30,7 @@ CELL_CHARACTERS = 100
 _BATCH_ROWS = 10_000
 
 
-class QueryError(ValueError):
+class QueryError(errors.BadRequestError):
     """The statement can't be answered; the message is one line for the one who wrote it."""
 
 

@@ -1,7 +1,7 @@
 """The release job: events in, noisy tables out, charged once.
 
-    events -> IngestEvents -> GroupByUser -> ReleaseSelection, ReleaseCounts, ReleaseCooccurrence -> CommitRelease
-                   |-> ReserveBudget: no noise is drawn without its grant
+events -> IngestEvents -> GroupByUser -> ReleaseSelection, ReleaseCounts, ReleaseCooccurrence -> CommitRelease
+               |-> ReserveBudget: no noise is drawn without its grant
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from data import catalogue, store
+from data import catalogue, errors, store
 from pipelines import config
 from runners import direct
 from transforms import bounding
@@ -25,10 +25,6 @@ from transforms.privacy import budget
 from transforms.release import commit, cooccurrence, counts, grant, reference, selection
 
 log = logging.getLogger(__name__)
-
-
-class RefusedError(Exception):
-    """The release was refused on account of its data: too many malformed rows. Nothing was spent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +83,7 @@ def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
     mechanisms = [
         budget.Mechanism(budget.SELECTION, sigma[budget.SELECTION], delta=selection_delta),
         budget.Mechanism(budget.COUNTS_USERS, sigma[budget.COUNTS_USERS], l0),
-        budget.Mechanism(
-            budget.COUNTS_EVENTS, sigma[budget.COUNTS_EVENTS], l0 * job.counts.max_contributions_per_partition
-        ),
+        budget.Mechanism(budget.COUNTS_EVENTS, sigma[budget.COUNTS_EVENTS], l0 * job.counts.max_contributions_per_partition),
         budget.Mechanism(budget.COOCCURRENCE, sigma[budget.COOCCURRENCE]),
     ]
     return Plan(job, store.new_release_id(), dt.datetime.now(dt.UTC), total, {m.name: m for m in mechanisms}, public)
@@ -151,13 +145,13 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
     """Runs the release job; returns the published release's path.
 
     Raises:
-        store.AlreadyReleasedError: the store holds a release and `allow_another` is false.
-        RefusedError: too many rows are malformed.
+        errors.AlreadyReleasedError: the store holds a release and `allow_another` is false.
+        errors.RefusedError: too many rows are malformed.
         sources.SourceError, catalogue.CatalogueError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
     """
     kept = store.Store(job.job.store)
     if kept.ledger() and not allow_another:
-        raise store.AlreadyReleasedError(kept.refusal())
+        raise errors.AlreadyReleasedError(kept.refusal())
     public = load_catalogue(job)
     planned = plan(job, public)
     rules = event_rules(job, planned.created)
@@ -174,7 +168,9 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
         build(root, planned, ingest, allow_another)
     record = kept.run_record(planned.release_id) or {}
     if record.get("refused"):
-        raise RefusedError(f"{record['refused']}; the dead letters are in {kept.operator('dead_letters')}.")
+        raise errors.RefusedError(
+            f"{record['refused']} Dead letters: {kept.operator('dead_letters') / planned.release_id}.jsonl"
+        )
     log.info("rows by outcome (operator side): %s", record["outcomes"])
     return kept.release_path(planned.release_id)
 
@@ -195,7 +191,9 @@ def _opt_outs(job: config.Job) -> pa.Array | None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise config.JobFileError(f"privacy.opt_out = {path}: can't be read ({reason}); give a file of one id a line.") from error
+        raise config.JobFileError(
+            f"privacy.opt_out = {path}: can't be read ({reason}); give a file of one id a line."
+        ) from error
     return pa.array([line.strip() for line in lines if line.strip()], pa.string())
 
 
@@ -256,3 +254,9 @@ def _manifest(plan: Plan, reports: dict[str, str]) -> dict[str, Any]:
             **reports,
         },
     }
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    cli.main_of("release")

@@ -14,9 +14,6 @@ from transforms.ingest import decode, sources
 _DEAD_LETTERS = "dead_letters"
 _OUTCOMES = "outcomes"
 
-DeadLetter = beam.pvalue.TaggedOutput[Literal["dead_letters"], str]
-Outcomes = beam.pvalue.TaggedOutput[Literal["outcomes"], dict[str, int]]
-
 log = logging.getLogger(__name__)
 
 
@@ -37,7 +34,13 @@ class ReadAndDecode(beam.DoFn):
     def setup(self) -> None:
         self._decoder = decode.Decoder(self._rules, self._key, self._opt_outs, self._catalogue_ids)
 
-    def process(self, fragment: sources.Fragment) -> Iterator[pa.Table | DeadLetter | Outcomes]:
+    def process(
+        self, fragment: sources.Fragment
+    ) -> Iterator[
+        pa.Table
+        | beam.pvalue.TaggedOutput[Literal["dead_letters"], str]
+        | beam.pvalue.TaggedOutput[Literal["outcomes"], dict[str, int]]
+    ]:
         rows = 0
         for batch in sources.read(fragment, self._rules.source_columns):
             decoded = self._decoder.decode(fragment.path, batch)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data import events
+from data import errors, events
 
 KEY_VARIABLE = "SOTTOVOCE_PSEUDONYM_KEY"
 _KEY_BYTES = 32
 
 
-class PseudonymKeyError(ValueError):
+class PseudonymKeyError(errors.BadInputError):
     """The pseudonym key is missing or unusable. The message never shows it."""
 
 
@@ -31,10 +31,14 @@ def write_key(path: Path) -> None:
     """Writes a new random key, readable by the owner alone.
 
     Raises:
-        FileExistsError: a key is there already; replacing it would make every user a new one.
+        PseudonymKeyError: a key is there already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise PseudonymKeyError(f"{path} is there already: a new key would make every user a new one. Keep it.") from error
+    with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(_KEY_BYTES) + "\n")
 
 

@@ -16,6 +16,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
+from data import errors
+
 Kind = Literal["parquet", "csv", "jsonl"]
 
 ROW = "__row"
@@ -27,7 +29,7 @@ _BATCH_ROWS = 100_000
 _BLOCK_BYTES = 16 << 20
 
 
-class SourceError(ValueError):
+class SourceError(errors.BadInputError):
     """The source as a whole can't be read: the message names the file, the rule and the way out."""
 
 
@@ -190,7 +192,7 @@ def _decode_text(table: pa.Table, numbers: np.ndarray, raw: str | None = None) -
             values = [value.decode(errors="replace") for value in column.to_pylist()]
             bad |= [value.encode() != given for value, given in zip(values, column.to_pylist(), strict=True)]
             columns[name] = pa.array(values)
-    problem = pa.array(np.where(bad, "not UTF-8", None), pa.string())
+    problem = pa.array(["not UTF-8"] * table.num_rows, pa.string(), mask=~bad)
     return _with_place(pa.table(columns), numbers, problem, columns.pop(raw) if raw else None)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from data import store
+from data import errors, store
 from transforms.ingest import decode
 
 
@@ -23,16 +23,19 @@ def reserve(
     """
     kept = store.Store(store_path)
     share = decode.malformed_share(outcomes)
-    record: dict[str, Any] = {"outcomes": outcomes, "malformed_share": share, "refused": None}
+    refused = None
     if share > max_malformed_share:
-        record["refused"] = (
+        refused = (
             f"{share:.2%} of the rows are malformed, more than source.max_malformed_share = {max_malformed_share:.2%}; "
-            "nothing was spent"
+            "nothing was spent."
         )
     else:
-        kept.reserve(release_id, charge, allow_another)
-    kept.write_run_record(release_id, record)
-    if not record["refused"]:
+        try:
+            kept.reserve(release_id, charge, allow_another)
+        except errors.AlreadyReleasedError as error:
+            refused = str(error)
+    kept.write_run_record(release_id, {"outcomes": outcomes, "malformed_share": share, "refused": refused})
+    if not refused:
         yield release_id
 
 
@@ -47,7 +50,5 @@ class ReserveBudget(beam.PTransform):
 
     def expand(self, outcomes: beam.PCollection[dict[str, int]]) -> beam.PCollection[str]:
         return (
-            outcomes
-            | "Reserve" >> beam.FlatMap(reserve, *self._arguments).with_output_types(str)
-            | "Fix" >> beam.Reshuffle()
+            outcomes | "Reserve" >> beam.FlatMap(reserve, *self._arguments).with_output_types(str) | "Fix" >> beam.Reshuffle()
         )

@@ -53,9 +53,7 @@ class ReleaseReferenceCooccurrence(beam.PTransform):
     Unit of protection, mechanism, input and output are those of ReleaseCooccurrence. `report` explains it.
     """
 
-    def __init__(
-        self, mechanism: budget.Mechanism, items: beam.PCollection[pa.Table], total: budget.Budget, max_items: int
-    ):
+    def __init__(self, mechanism: budget.Mechanism, items: beam.PCollection[pa.Table], total: budget.Budget, max_items: int):
         if not 1 <= max_items <= MAX_ITEMS:
             raise ValueError(
                 f"ReleaseReferenceCooccurrence: max_items must be in 1..{MAX_ITEMS}, not {max_items}: each user is a dense "

@@ -1,0 +1,56 @@
+# make demo   sets everything up and runs the main job on the sample
+# make test   sets everything up, lints, checks types and import directions, and runs the tests
+# make audit  the slow statistical tests;  make format  formats;  make clean  removes what make made
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
+FIND_PYTHON = for p in $(PYTHONS); do \
+	if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo $$p; break; fi; done
+
+.PHONY: demo test lint audit format lock clean setup
+
+demo: setup
+	@test -f secrets/pseudonym.key || $(BIN)/sottovoce key secrets/pseudonym.key
+	$(BIN)/sottovoce run data/samples/online_retail.toml
+	$(BIN)/sottovoce query "from trending(5)"
+	$(BIN)/sottovoce query "from recommend(['85123A', '22423'], 5)"
+	$(BIN)/sottovoce query "from privacy_spent()"
+
+test: lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+audit: setup
+	$(BIN)/pytest -m slow
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup
+	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sort -f; } > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+
+setup: $(BIN)/.ready
+
+# LightFM builds from source: a C compiler and Python's own headers must be there. What is missing is named first.
+$(BIN)/.ready: setup.py constraints.txt
+	@python=$$($(FIND_PYTHON)); \
+	test -n "$$python" || { echo "make: no Python 3.11, 3.12 or 3.13 found. Install one, or say PYTHON=/path/to/python." >&2; exit 1; }; \
+	$$python -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $$python has no venv module. On Debian: apt install python3-venv." >&2; exit 1; }; \
+	$$python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
+		|| { echo "make: $$python has no headers (Python.h), which LightFM builds with. On Debian: apt install python3-dev." >&2; exit 1; }; \
+	command -v $${CC:-cc} >/dev/null || { echo "make: no C compiler ($${CC:-cc}), which LightFM builds with. On Debian: apt install gcc." >&2; exit 1; }; \
+	echo "Setting up $(VENV) with $$python: a minute or two."; \
+	$$python -m venv $(VENV)
+	$(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e '.[dev]'
+	touch $@

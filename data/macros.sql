@@ -1,0 +1,68 @@
+-- Table macros of the published database. data/database.py puts in the embeddings' length for {d}.
+
+-- Fold-in: sum of scores = mean of history embeddings . embedding + bias (DESIGN section 5), or the popular ones.
+CREATE MACRO recommend(history, k := 10) AS TABLE
+WITH given AS (
+    SELECT DISTINCT unnest(history::VARCHAR[]) AS item_id
+), coordinates AS (
+    SELECT unnest(history_embedding::FLOAT[]) AS x, generate_subscripts(history_embedding::FLOAT[], 1) AS i
+    FROM item_embeddings SEMI JOIN given USING (item_id)
+), means AS (
+    SELECT i, avg(x) AS x FROM coordinates GROUP BY i
+), profile AS MATERIALIZED (
+    SELECT list(x ORDER BY i)::FLOAT[{d}] AS embedding FROM means HAVING count(*) > 0
+), scored AS (
+    SELECT e.item_id, (array_inner_product(e.embedding, profile.embedding) + e.bias)::DOUBLE AS score
+    FROM item_embeddings AS e, profile
+    UNION ALL
+    SELECT item_id, score FROM popular WHERE NOT EXISTS (FROM profile)
+), best AS (
+    SELECT item_id, score FROM scored ANTI JOIN given USING (item_id) ORDER BY score DESC, item_id LIMIT k
+)
+SELECT row_number() OVER (ORDER BY best.score DESC, item_id) AS rank, item_id, items.title, best.score
+FROM best LEFT JOIN items USING (item_id)
+ORDER BY rank;
+
+CREATE MACRO similar_items(item, k := 10) AS TABLE
+WITH wanted AS MATERIALIZED (
+    SELECT item_id, embedding FROM item_embeddings WHERE item_id = item::VARCHAR
+), best AS (
+    SELECT e.item_id, array_cosine_similarity(e.embedding, wanted.embedding)::DOUBLE AS similarity
+    FROM item_embeddings AS e, wanted
+    WHERE e.item_id <> wanted.item_id AND NOT isnan(similarity)
+    ORDER BY similarity DESC, e.item_id LIMIT k
+)
+SELECT row_number() OVER (ORDER BY similarity DESC, item_id) AS rank, item_id, items.title, similarity
+FROM best LEFT JOIN items USING (item_id)
+ORDER BY rank;
+
+CREATE MACRO trending(k := 10) AS TABLE
+WITH newest AS (
+    SELECT window_start, window_end FROM item_counts ORDER BY window_end DESC, window_start DESC LIMIT 1
+), best AS (
+    SELECT item_counts.* FROM item_counts SEMI JOIN newest USING (window_start, window_end)
+    ORDER BY users DESC, item_id, event_type LIMIT k
+)
+SELECT
+    row_number() OVER (ORDER BY users DESC, item_id, event_type) AS rank, item_id, items.title, event_type,
+    users, users_low, users_high, events, events_low, events_high, window_start, window_end
+FROM best LEFT JOIN items USING (item_id)
+ORDER BY rank;
+
+CREATE MACRO privacy_spent() AS TABLE
+WITH releases AS (
+    SELECT
+        release_id, data_set, created, window_start, window_end, unit, period,
+        list(DISTINCT mechanism ORDER BY mechanism) AS mechanisms,
+        max(total_epsilon) AS total_epsilon, max(total_delta) AS total_delta
+    FROM privacy_ledger
+    GROUP BY release_id, data_set, created, window_start, window_end, unit, period
+), everything AS (
+    FROM releases
+    UNION ALL BY NAME
+    SELECT
+        'all releases' AS release_id, sum(total_epsilon) AS total_epsilon, sum(total_delta) AS total_delta,
+        max(created) AS created
+    FROM releases HAVING count(*) > 0
+)
+FROM everything ORDER BY release_id = 'all releases', created, release_id;

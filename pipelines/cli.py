@@ -1,0 +1,160 @@
+"""The command line: `sottovoce COMMAND ...`. Flags of the form --section.key set the job file's keys; the rest go to Beam."""
+
+# Each command imports what it needs: a query should not wait for Beam.
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data import errors
+
+if TYPE_CHECKING:
+    from pipelines import config
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (README lists them). What a user can mend is one line, not a traceback."""
+    arguments, flags = _parser().parse_known_args(argv)
+    if flags and not getattr(arguments, "takes_flags", False):
+        _parser().error(f"unrecognized arguments: {' '.join(flags)}")
+    _show_progress()
+    try:
+        arguments.command(arguments, flags)
+    except errors.UserError as error:
+        print(f"sottovoce: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def main_of(command: str) -> None:
+    """Runs one command as a program: `python -m pipelines.COMMAND JOB.toml ...`."""
+    sys.exit(main([command, *sys.argv[1:]]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("sottovoce", description="Private recommendations from user events.", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command, text in (
+        ("run", _run, "release (or read the release that the store holds), train and publish"),
+        ("release", _release, "release differentially private tables from the job's events"),
+        ("train", _train, "train a model on the newest release"),
+        ("publish", _publish, "publish the newest model as a DuckDB version"),
+    ):
+        job = commands.add_parser(name, help=text, allow_abbrev=False, epilog="--section.key VALUE sets a key of the job file.")
+        job.add_argument("job", type=Path, metavar="JOB.toml")
+        if name in ("run", "release"):
+            job.add_argument("--new-release", action="store_true", help="charge every user again, though a release is there")
+        job.set_defaults(command=command, takes_flags=True)
+    ask = commands.add_parser("query", help="query the published database with SQL", allow_abbrev=False)
+    ask.add_argument("sql", metavar="SQL")
+    ask.add_argument("--store", type=Path, help="default: the store published to last on this machine")
+    ask.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
+    ask.set_defaults(command=_query)
+    key = commands.add_parser("key", help="write a new pseudonym key", allow_abbrev=False)
+    key.add_argument("file", type=Path, metavar="FILE")
+    key.set_defaults(command=_key)
+    synth = commands.add_parser("synth", help="write a synthetic world of events, with a job file", allow_abbrev=False)
+    synth.add_argument("directory", type=Path, metavar="DIRECTORY")
+    synth.add_argument("--users", type=int, default=100_000)
+    synth.add_argument("--items", type=int, default=5_000)
+    synth.add_argument("--seed", type=int, default=0)
+    synth.set_defaults(command=_synth)
+    return parser
+
+
+def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from data import store
+    from pipelines import config, publish, release, train
+
+    job, beam_flags = config.load(arguments.job, flags)
+    if arguments.new_release or not store.Store(job.job.store).published():
+        release.run(job, beam_flags, arguments.new_release)
+    else:
+        log.info("%s holds a release: reading it back, at no cost", job.job.store)
+    train.run(job)
+    publish.run(job)
+    _remember(job.job.store)
+
+
+def _release(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import config, release
+
+    job, beam_flags = config.load(arguments.job, flags)
+    release.run(job, beam_flags, arguments.new_release)
+
+
+def _train(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import train
+
+    train.run(_own_flags_only(arguments, flags))
+
+
+def _publish(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import publish
+
+    job = _own_flags_only(arguments, flags)
+    publish.run(job)
+    _remember(job.job.store)
+
+
+def _own_flags_only(arguments: argparse.Namespace, flags: list[str]) -> "config.Job":
+    from pipelines import config
+
+    job, others = config.load(arguments.job, flags)
+    if others:
+        raise config.JobFileError(f"{' '.join(others)}: this command runs no pipeline and takes only --section.key flags.")
+    return job
+
+
+def _query(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import query
+
+    query.run(arguments.store or _remembered(), arguments.sql, arguments.format, sys.stdout.buffer)
+
+
+def _key(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from transforms.ingest import pseudonym
+
+    pseudonym.write_key(arguments.file)
+
+
+def _synth(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import synth
+
+    synth.run(arguments.directory, arguments.users, arguments.items, arguments.seed)
+
+
+def _state_file() -> Path:
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "sottovoce" / "last_store"
+
+
+def _remember(path: Path) -> None:
+    """Keeps the store that `sottovoce query` takes by default."""
+    _state_file().parent.mkdir(parents=True, exist_ok=True)
+    _state_file().write_text(str(path.absolute()))
+
+
+def _remembered() -> Path:
+    if not _state_file().exists():
+        raise errors.NothingThereError("no store was published to yet on this machine; name one with --store.")
+    return Path(_state_file().read_text())
+
+
+def _show_progress() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    for room in ("data", "transforms", "models", "pipelines"):
+        logging.getLogger(room).setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

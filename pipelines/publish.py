@@ -1,0 +1,105 @@
+"""The publishing job: released and model tables in, the next DuckDB version out."""
+
+import datetime as dt
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import database, errors, store, tables
+from pipelines import config, release
+
+log = logging.getLogger(__name__)
+
+
+def run(job: config.Job) -> Path:
+    """Publishes the newest model and the release it was trained on; returns the database's path.
+
+    Raises:
+        errors.NothingThereError: there is no model yet.
+    """
+    kept = store.Store(job.job.store)
+    model = kept.latest_model()
+    if model is None:
+        raise errors.NothingThereError(f"{kept.path} holds no model yet: `sottovoce train` makes one.")
+    trained = json.loads((model / "manifest.json").read_text())
+    [manifest] = [m for m in kept.published() if m["release_id"] == trained["release_ids"][-1]]
+    version = database.publish(
+        kept.path,
+        database.Contents(
+            catalogue=release.load_catalogue(job),
+            items=kept.read_table(manifest, "items", tables.ITEMS),
+            item_counts=kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS),
+            item_pairs=kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS),
+            embeddings=_read(model, "embeddings", tables.EMBEDDINGS),
+            feature_embeddings=_read(model, "feature_embeddings", tables.FEATURE_EMBEDDINGS),
+            recommendations=_read(model, "recommendations", tables.RECOMMENDATIONS),
+            popular=_read(model, "popular", tables.POPULAR),
+            model_versions=_model_versions(int(model.name), trained),
+            privacy_ledger=_privacy_ledger(kept.ledger()),
+            release_report=_release_report(manifest),
+        ),
+        job.publish.keep_versions,
+    )
+    log.info("published %s", version)
+    return version
+
+
+def _read(model: Path, name: str, schema: pa.Schema) -> pa.Table:
+    return pq.read_table(model / f"{name}.parquet").cast(schema)
+
+
+def _time(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
+
+
+def _model_versions(version: int, trained: dict[str, Any]) -> pa.Table:
+    row = {
+        **trained,
+        "version": version,
+        "created": _time(trained["created"]),
+        "parameters": json.dumps(trained["parameters"]),
+    }
+    return pa.Table.from_pylist([row], database.MODEL_VERSIONS)
+
+
+def _privacy_ledger(ledger: list[dict[str, Any]]) -> pa.Table:
+    """One row for each mechanism of each charge, published or not: a reservation is spent all the same."""
+    rows = [
+        {
+            **{key: charge[key] for key in ("release_id", "data_set", "unit", "period", "total_epsilon", "total_delta")},
+            **{key: _time(charge[key]) for key in ("created", "window_start", "window_end")},
+            **{key: mechanism[key] for key in ("l2_sensitivity", "noise_sd", "noise_multiplier", "delta")},
+            "mechanism": mechanism["name"],
+            "noise_kind": "gaussian",
+        }
+        for charge in ledger
+        for mechanism in charge["mechanisms"]
+    ]
+    return pa.Table.from_pylist(rows, database.PRIVACY_LEDGER)
+
+
+def _release_report(manifest: dict[str, Any]) -> pa.Table:
+    """The explanation of each released table, line by line, after what the whole release promises."""
+    promise = (
+        f"Unit of protection: one {manifest['unit']} with everything it did in one period ({manifest['period']}), "
+        "added or removed.\n"
+        f"Budget: epsilon {manifest['total_epsilon']}, delta {manifest['total_delta']}, for {manifest['expected_users']} "
+        "expected users.\n"
+        f"Partitions: {manifest['partitions']}."
+    )
+    rows = [
+        {"release_id": manifest["release_id"], "section": section, "line": number, "text": line}
+        for section, text in {"privacy": promise, **manifest["reports"]}.items()
+        for number, line in enumerate(text.splitlines(), 1)
+    ]
+    return pa.Table.from_pylist(rows, database.RELEASE_REPORT)
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    cli.main_of("publish")

@@ -1,0 +1,51 @@
+"""The synthetic world as files: events, items and a job file that is ready to run."""
+
+import datetime as dt
+import logging
+from pathlib import Path
+
+from data import synthetic
+
+_JOB = """\
+# A synthetic world of {users} users and {items} items, seed {seed}. Nobody in it is real.
+[job]
+name = "synthetic"
+data_set = "synthetic-{seed}"
+store = "{directory}/store"
+
+[source]
+kind = "parquet"
+paths = ["{directory}/events*.parquet"]
+columns = {{ event_id = "event_id", event_type = "event_type", value = "value", arrival_time = "arrival_time" }}
+event_types = {{ view = 1.0, purchase = 2.0 }}
+
+[catalogue]
+path = "{directory}/items.parquet"
+features = ["genre", "maker", "price"]
+
+[privacy]
+total_epsilon = 1.0
+total_delta = 1e-6
+expected_users = {users}
+key_file = "{directory}/pseudonym.key"
+
+[window]
+size = "all"
+start = {start}
+end = {end}
+slack_seconds = 86400.0
+"""
+
+log = logging.getLogger(__name__)
+
+
+def run(directory: Path, users: int, items: int, seed: int) -> None:
+    """Writes the world and its job file; `sottovoce key` makes the key that it names."""
+    world = synthetic.World(users=users, items=items, seed=seed)
+    synthetic.write(world, directory)
+    day = dt.timedelta(days=1)
+    job = _JOB.format(
+        users=users, items=items, seed=seed, directory=directory, start=world.start.date(), end=(world.end + day).date()
+    )
+    (directory / "job.toml").write_text(job, encoding="utf-8")
+    log.info("wrote %s; next: sottovoce key %s/pseudonym.key && sottovoce run %s/job.toml", directory, directory, directory)

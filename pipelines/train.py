@@ -1,0 +1,58 @@
+"""The training job: the newest release's tables in, a model's tables out. It reads no events."""
+
+import datetime as dt
+import importlib.metadata
+import logging
+import math
+from pathlib import Path
+
+from data import errors, store, tables
+from models import training
+from pipelines import config, release
+from transforms.privacy import budget
+
+log = logging.getLogger(__name__)
+
+
+def run(job: config.Job) -> Path:
+    """Trains on the newest release; returns the model's directory.
+
+    Raises:
+        errors.NothingThereError: there is no release yet.
+    """
+    kept = store.Store(job.job.store)
+    published = kept.published()
+    if not published:
+        raise errors.NothingThereError(f"{kept.path} holds no release yet: `sottovoce release` makes one.")
+    manifest = published[-1]
+    log.info("training on release %s", manifest["release_id"])
+    [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
+    settings = training.Settings(**job.model.model_dump())
+    trained = training.train(
+        kept.read_table(manifest, "items", tables.ITEMS),
+        kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS),
+        mechanism["noise_sd"] / math.sqrt(2),
+        release.load_catalogue(job),
+        settings,
+    )
+    model = kept.add_model(
+        trained._asdict(),
+        {
+            "created": dt.datetime.now(dt.UTC).isoformat(),
+            "release_ids": [manifest["release_id"]],
+            "model": "lightfm-hybrid",
+            "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,
+            "epochs": settings.epochs,
+            "items": trained.embeddings.num_rows,
+            "parameters": job.model.model_dump(),
+            "code_version": importlib.metadata.version("sottovoce"),
+        },
+    )
+    log.info("trained model %s: %d items", model.name, trained.embeddings.num_rows)
+    return model
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    cli.main_of("train")
