@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -54,9 +55,12 @@ class Store:
 
     def refusal(self) -> str:
         """What to tell somebody who asks for another release."""
+        charges = self.ledger()
+        published = sum(charge["status"] == PUBLISHED for charge in charges)
         return (
-            f"{self.path} holds {len(self.ledger())} release(s) already. Reading them again costs nothing (`sottovoce train` "
-            "and `publish`); a further release charges every user again: ask for it with --new-release."
+            f"{self.path} was charged for {len(charges)} release(s) already, {published} of them published. Reading those again "
+            "costs nothing (`sottovoce train` and `publish`); a further release charges every user once more: ask for it with "
+            "--new-release."
         )
 
     def ledger(self) -> list[dict[str, Any]]:
@@ -84,6 +88,10 @@ class Store:
             ]
             self._write_ledger(published)
         return final
+
+    def discard(self, release_id: str) -> None:
+        """Deletes the tables of an attempt that was refused."""
+        shutil.rmtree(self.attempt(release_id))
 
     def release_path(self, release_id: str) -> Path:
         """Returns where a published release lies."""

@@ -29,7 +29,6 @@ CHUNK_USERS = 1_000
 """Users drawn at a time. Part of the world's definition: another value makes another world."""
 CHUNKS_PER_FILE = 50
 """50,000 users, about 6 million events, in one Parquet file."""
-TASTE_DIMENSIONS = 16
 MIN_ITEMS = 100
 MINUTE = 60_000_000
 DAY = 24 * 60 * MINUTE
@@ -53,7 +52,7 @@ NOUNS = {
     "musical": ("Encore", "Melody", "Chorus", "Overture", "Cabaret", "Rhapsody"),
     "documentary": ("Glacier", "Archive", "Reef", "Portrait", "Railway", "Harvest"),
 }
-"""Each genre's nouns, the most common genre first: a title tells its genre."""
+"""Each genre's nouns, the most common genre first: a title tells its genre. A taste has one dimension a genre."""
 ADJECTIVES = (
     "Amber", "Ancient", "Bitter", "Blue", "Borrowed", "Broken", "Crimson", "Crooked", "Distant", "Endless", "Fading",
     "First", "Forgotten", "Frozen", "Gentle", "Golden", "Hidden", "Hollow", "Iron", "Last", "Little", "Lonely", "Lost",
@@ -70,8 +69,7 @@ class _Items(NamedTuple):
     genres: np.ndarray  # bool (items, genres)
     main_genre: np.ndarray  # int (items,)
     maker: np.ndarray  # int (items,), a maker has one main genre
-    genre_taste: np.ndarray  # float64 (genres, dimensions), norm 1
-    taste: np.ndarray  # float64 (items, dimensions), norm sqrt(dimensions)
+    taste: np.ndarray  # float64 (items, genres), norm sqrt(genres)
     popularity: np.ndarray  # float64 (items,), log odds
     trend: np.ndarray  # float64 (items,), change of the log odds over the world's span
     released: np.ndarray  # int64 (items,), microseconds
@@ -80,7 +78,7 @@ class _Items(NamedTuple):
 class _Users(NamedTuple):
     """One chunk of users and their choices."""
 
-    taste: np.ndarray  # float64 (users, dimensions), norm 1
+    taste: np.ndarray  # float64 (users, genres), norm 1
     joined: np.ndarray  # int64 (users,): no session before
     stay: np.ndarray  # int64 (users,): the last session starts that many microseconds later
     choices: sp.csr_matrix  # int8 (users, items)
@@ -195,15 +193,14 @@ class World:
     @functools.cached_property
     def _items(self) -> _Items:
         n, rng = self.items, self._rng(0)
-        genre_taste = _unit(rng.normal(size=(len(NOUNS), TASTE_DIMENSIONS)))
         main = rng.choice(len(NOUNS), n, p=_zipf(len(NOUNS)))
         genres = rng.random((n, len(NOUNS))) < _zipf(len(NOUNS)) * 0.8
         genres[np.arange(n), main] = True
         makers = len(MAKERS) * len(HOUSES) // len(NOUNS)
         maker = main * makers + rng.choice(makers, n, p=_zipf(makers))
-        shared = _unit((genres + np.eye(len(NOUNS))[main]) @ genre_taste)
-        shared += 0.5 * _unit(rng.normal(size=(len(NOUNS) * makers, TASTE_DIMENSIONS)))[maker]
-        taste = self._blend(shared, rng) * TASTE_DIMENSIONS**0.5
+        shared = _unit(genres + np.eye(len(NOUNS))[main])
+        shared += 0.5 * _unit(rng.normal(size=(len(NOUNS) * makers, len(NOUNS))))[maker]
+        taste = self._blend(shared, rng) * len(NOUNS) ** 0.5
         start, end = self._span
         released = start - (rng.exponential(5 * 365 * DAY, n)).astype(np.int64)
         new = rng.permutation(n)[: int(n * self.new_item_share)]
@@ -211,7 +208,7 @@ class World:
         rank = rng.permutation(n)
         # Zipf-Mandelbrot: the head is flat for `popularity_head` of the catalogue, then falls with the power of the rank.
         popularity = -self.popularity_power * np.log((rank / n + self.popularity_head) / (1 + self.popularity_head))
-        return _Items(genres, main, maker, genre_taste, taste, popularity, rng.normal(0, self.trend_sigma, n), released)
+        return _Items(genres, main, maker, taste, popularity, rng.normal(0, self.trend_sigma, n), released)
 
     def _blend(self, shared: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns rows of norm 1: what is shared through genres, and a share (of the squared norm) of one's own."""
@@ -222,7 +219,7 @@ class World:
         """Draws a whole chunk, also where the world ends inside it: its size changes no user."""
         n, rng, items = CHUNK_USERS, self._rng(2, chunk), self._items
         start, end = self._span
-        taste = self._blend(rng.dirichlet(_zipf(len(NOUNS)) * 4, n) @ items.genre_taste, rng)
+        taste = self._blend(rng.dirichlet(_zipf(len(NOUNS)) * 4, n), rng)
         joined = rng.integers(start, end - DAY // 2, n)
         stay = np.minimum(rng.exponential(self.stay_days * DAY, n), end - DAY // 4 - joined).astype(np.int64)
         extra = np.exp(rng.normal(np.log(self.activity_median - self.activity_least), self.activity_sigma, n))

@@ -59,7 +59,7 @@ def denoise(matrix: np.ndarray, noise_sd: float, max_rank: int = 128) -> Spectru
 def _check(matrix: np.ndarray, noise_sd: float, max_rank: int) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"denoise: matrix must be square and not empty, not of shape {matrix.shape}.")
-    if not np.isfinite(matrix).all() or not np.array_equal(matrix, matrix.T):
+    if not np.isfinite(matrix).all() or np.abs(matrix - matrix.T).max() > 1e-9 * np.abs(matrix).max():
         raise ValueError("denoise: matrix must be finite and symmetric.")
     if not (np.isfinite(noise_sd) and noise_sd >= 0):
         raise ValueError(f"denoise: noise_sd must be finite and not negative, not {noise_sd}.")

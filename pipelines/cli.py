@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (README lists them). What a user can mend is one line, not a traceback."""
+    _show_progress()
     arguments, flags = _parser().parse_known_args(argv)
     if flags and not getattr(arguments, "takes_flags", False):
         _parser().error(f"unrecognized arguments: {' '.join(flags)}")
-    _show_progress()
     try:
         arguments.command(arguments, flags)
     except errors.UserError as error:
@@ -150,8 +150,7 @@ def _remembered() -> Path:
 def _show_progress() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
     for room in ("data", "transforms", "models", "pipelines"):
         logging.getLogger(room).setLevel(logging.INFO)
 

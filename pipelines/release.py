@@ -168,6 +168,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
         build(root, planned, ingest, allow_another)
     record = kept.run_record(planned.release_id) or {}
     if record.get("refused"):
+        kept.discard(planned.release_id)
         raise errors.RefusedError(
             f"{record['refused']} Dead letters: {kept.operator('dead_letters') / planned.release_id}.jsonl"
         )

@@ -1,6 +1,5 @@
 """The DirectRunner: one process, batch."""
 
-import logging
 from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -13,6 +12,5 @@ def options(flags: Sequence[str]) -> PipelineOptions:
 
     `--runner=DirectRunner` would try Prism first, which Beam downloads.
     """
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
     given = any(flag.split("=")[0] == "--runner" for flag in flags)
     return PipelineOptions([*([] if given else [f"--runner={_FN_API_RUNNER}"]), *flags])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import pipeline_dp
-from pipeline_dp import dp_computations
+from dp_accounting import gaussian_mechanism
 
 from transforms.privacy import budget
 
@@ -28,5 +28,5 @@ class PlannedAccountant(pipeline_dp.NaiveBudgetAccountant):
         self._finalize()
         for spec in self.mechanism_specs:
             sigma = self._planned[spec.name]
-            spec.set_eps_delta(dp_computations.gaussian_epsilon(sigma, self.total_delta), self.total_delta)
+            spec.set_eps_delta(gaussian_mechanism.get_epsilon_gaussian(sigma, self.total_delta), self.total_delta)
             spec.set_noise_standard_deviation(sigma)

@@ -7,7 +7,7 @@ import apache_beam as beam
 import numpy as np
 import pipeline_dp
 import pyarrow as pa
-from pipeline_dp import report_generator
+from pipeline_dp import aggregate_params, report_generator
 
 from data import tables
 from transforms import bounding
@@ -17,7 +17,7 @@ from transforms.release import cooccurrence
 MAX_ITEMS = 300
 _PARTITION = "all"
 _NOBODY = b""
-"""A reserved privacy id with a zero vector: PipelineDP's VECTOR_SUM fails on a partition without data."""
+"""A reserved privacy id with a zero vector: the partition is released whether anybody is in it or not."""
 
 
 def vector_size(n_items: int) -> int:
@@ -82,9 +82,11 @@ class ReleaseReferenceCooccurrence(beam.PTransform):
                 noise_kind=pipeline_dp.NoiseKind.GAUSSIAN,
                 max_partitions_contributed=1,
                 max_contributions_per_partition=1,
-                vector_norm_kind=pipeline_dp.NormKind.L2,
+                vector_norm_kind=aggregate_params.NormKind.L2,
                 vector_max_norm=1.0,
                 vector_size=vector_size(n_items),
+                # The one partition is public and never empty. Named as public, PipelineDP 0.3.1 would add an empty
+                # accumulator to it, which VECTOR_SUM can't take.
                 public_partitions_already_filtered=True,
             ),
             pipeline_dp.DataExtractors(
@@ -92,7 +94,6 @@ class ReleaseReferenceCooccurrence(beam.PTransform):
                 partition_extractor=lambda user: _PARTITION,
                 value_extractor=lambda user: user[1],
             ),
-            public_partitions=self._items | "Partition" >> beam.Map(lambda _: _PARTITION),
             out_explain_computation_report=self.report,
         )
         accounting.compute_budgets()

@@ -1,0 +1,175 @@
+"""LightFM's hybrid model, started from the spectral embeddings.
+
+An item's representation is its own (identity) embedding plus the sum of its features' embeddings, on both sides: the item
+that is ranked and the item in a history (LightFM's "user"). The start splits the spectral embeddings into what a ridge
+regression on the features explains and the item's own rest, so before any epoch the model ranks known items exactly as the
+spectral one does, and an item without co-occurrences has its features' part. WARP (Weston, Bengio and Usunier 2011) then
+trains on each known item's nearest neighbours. Only private aggregates and public features come in.
+"""
+
+from typing import NamedTuple
+
+import lightfm
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+
+from models import spectral
+
+PENALTIES = np.logspace(-3, 4, 29)
+"""Ridge penalties to choose from, for rows of norm about 1."""
+MEAN_BEST_SCORE = 9.0
+"""WARP counts a pair as wrong until it leads by 1: the start is scaled so that the best neighbours' median score is this."""
+CHUNK = 1_000
+"""Rows scored at a time."""
+
+
+class Side(NamedTuple):
+    """One side of the model: `identity` (n, d), `features` (f, d) and `loadings` csr (n, f) of items on features."""
+
+    identity: np.ndarray
+    features: np.ndarray
+    loadings: sp.csr_matrix
+
+    def representation(self) -> np.ndarray:
+        """Returns (n, d): own embedding plus features' embeddings."""
+        return self.identity + self.loadings @ self.features
+
+
+class Model(NamedTuple):
+    """`item` and `history` sides, and the items' own and the features' biases, (n,) and (f,)."""
+
+    item: Side
+    history: Side
+    bias: np.ndarray
+    feature_bias: np.ndarray
+
+    def item_bias(self) -> np.ndarray:
+        """Returns (n,): own bias plus features' biases."""
+        return self.bias + self.item.loadings @ self.feature_bias
+
+
+def warm_start(
+    embeddings: spectral.Embeddings, known: np.ndarray, item_loadings: sp.csr_matrix, history_loadings: sp.csr_matrix
+) -> Model:
+    """Returns the untrained model: representations of the `known` rows are exactly `embeddings`.
+
+    Args:
+        embeddings: of the known items, (len(known), d).
+        known: rows of the items with co-occurrences.
+        item_loadings: (n, f), all items.
+        history_loadings: (n, f), all items.
+    """
+    item = _split(embeddings.item, known, item_loadings)
+    history = _split(embeddings.history, known, history_loadings)
+    return Model(item, history, np.zeros(item_loadings.shape[0]), np.zeros(item_loadings.shape[1]))
+
+
+def _split(embedding: np.ndarray, known: np.ndarray, loadings: sp.csr_matrix) -> Side:
+    features = ridge(loadings[known].toarray().astype(np.float64), embedding)
+    identity = np.zeros((loadings.shape[0], embedding.shape[1]))
+    identity[known] = embedding - loadings[known] @ features
+    return Side(identity, features, loadings)
+
+
+def ridge(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    """Returns B (f, d) of Y = X B + rest for the penalty that generalised cross-validation likes best.
+
+    Golub, Heath and Wahba 1979, equation 1.4: (residual / n) / (1 - degrees of freedom / n)^2, from one SVD of X (n, f).
+    """
+    left, singular, right = scipy.linalg.svd(X, full_matrices=False, check_finite=False)
+    projected = left.T @ Y
+    energy = (projected**2).sum(1)
+    outside = max(float((Y**2).sum() - energy.sum()), 0.0)
+    errors = []
+    for penalty in PENALTIES:
+        shrink = singular**2 / (singular**2 + penalty)
+        residual = outside + float(((1 - shrink) ** 2 * energy).sum())
+        errors.append(residual / max(1 - shrink.sum() / len(X), 1e-9) ** 2)
+    best = PENALTIES[int(np.argmin(errors))]
+    return right.T @ ((singular / (singular**2 + best))[:, None] * projected)
+
+
+def neighbours(embeddings: spectral.Embeddings, count: int) -> sp.coo_matrix:
+    """Returns each row's `count` best other rows with their scores as shares of the row's best, in (0, 1]. (m, m)."""
+    m = len(embeddings.item)
+    count = min(count, m - 1)
+    rows, columns, weights = [], [], []
+    for start in range(0, m, CHUNK):
+        scores = embeddings.history[start : start + CHUNK] @ embeddings.item.T
+        own = np.arange(start, start + len(scores))
+        scores[np.arange(len(scores)), own] = -np.inf
+        top = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        share = np.take_along_axis(scores, top, axis=1)
+        share /= np.maximum(share[:, :1], np.finfo(float).tiny)
+        positive = share > 0
+        rows.append(np.repeat(own, count).reshape(top.shape)[positive])
+        columns.append(top[positive])
+        weights.append(share[positive])
+    cells = (np.concatenate(rows), np.concatenate(columns))
+    return sp.coo_matrix((np.concatenate(weights), cells), shape=(m, m))
+
+
+def train(model: Model, pairs: sp.coo_matrix, epochs: int, learning_rate: float, seed: int, threads: int = 1) -> Model:
+    """Returns the model after `epochs` of WARP; the same for the same seed if `threads` is 1.
+
+    Args:
+        model: the start.
+        pairs: (n, n), row: item in a history, column: item to rank higher; value: weight in (0, 1].
+        epochs: 0 returns the start unchanged.
+        learning_rate: of Adagrad at the scale of the start (see MEAN_BEST_SCORE).
+        seed: of the order of pairs and of the negative items.
+        threads: of LightFM; more than one race for the same memory.
+    """
+    if epochs == 0 or not pairs.nnz:
+        return model
+    scale = _scale(model, pairs)
+    ones = sp.coo_matrix((np.ones(pairs.nnz, np.float32), (pairs.row, pairs.col)), shape=pairs.shape)
+    weights = sp.coo_matrix((pairs.data.astype(np.float32), (pairs.row, pairs.col)), shape=pairs.shape)
+    fm = lightfm.LightFM(
+        no_components=model.item.identity.shape[1], loss="warp", learning_rate=learning_rate, random_state=seed
+    )
+
+    def fit(epochs: int) -> None:
+        fm.fit_partial(
+            ones,
+            user_features=_design(model.history.loadings),
+            item_features=_design(model.item.loadings),
+            sample_weight=weights,
+            epochs=epochs,
+            num_threads=threads,
+        )
+
+    fit(epochs=0)  # allocates weights and Adagrad's state; then the warm start takes the random weights' place
+    fm.item_embeddings = _stack(model.item, scale)
+    fm.user_embeddings = _stack(model.history, scale)
+    fit(epochs)
+    n = len(model.bias)
+    return Model(
+        _unstack(fm.item_embeddings / scale, model.item.loadings),
+        _unstack(fm.user_embeddings / scale, model.history.loadings),
+        fm.item_biases[:n].astype(np.float64) / scale**2,
+        fm.item_biases[n:].astype(np.float64) / scale**2,
+    )
+
+
+def _scale(model: Model, pairs: sp.coo_matrix) -> float:
+    """Returns what to multiply both sides by, so that scores of best neighbours are about MEAN_BEST_SCORE."""
+    best = pairs.data >= 1
+    history, item = model.history.representation(), model.item.representation()
+    scores = (history[pairs.row[best]] * item[pairs.col[best]]).sum(1)
+    return float(np.sqrt(MEAN_BEST_SCORE / max(float(np.median(np.abs(scores))), np.finfo(float).tiny)))
+
+
+def _design(loadings: sp.csr_matrix) -> sp.csr_matrix:
+    identity = sp.identity(loadings.shape[0], dtype=np.float32, format="csr")
+    return sp.csr_matrix(sp.hstack([identity, loadings]), dtype=np.float32)
+
+
+def _stack(side: Side, scale: float) -> np.ndarray:
+    return np.ascontiguousarray(np.vstack([side.identity, side.features]) * scale, np.float32)
+
+
+def _unstack(weights: np.ndarray, loadings: sp.csr_matrix) -> Side:
+    n = loadings.shape[0]
+    return Side(weights[:n].astype(np.float64), weights[n:].astype(np.float64), loadings)

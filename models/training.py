@@ -1,0 +1,256 @@
+"""From released tables to model tables: spectral embeddings, the LightFM hybrid on top, recommendations.
+
+Reads noisy aggregates and the public catalogue, never events: post-processing, at no cost to the budget.
+"""
+
+import collections.abc
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+
+from data import tables
+from data.catalogue import Catalogue
+from models import features, hybrid, spectral
+
+ALL_ITEMS = "(every item)"
+"""A feature of every item: the average taste, all that an item without features of its own has."""
+COLD_SHARE = 0.5
+"""An item without co-occurrences counts as popular as its noisy score says, but at least as this share of the least popular
+item that has them: it can be shown, and seldom takes a known item's place (docs/model.md has the measurement)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to train. Equal settings and tables give equal models (with threads = 1).
+
+    Attributes:
+        rank: most dimensions of an embedding; the noise usually leaves fewer.
+        epochs: of WARP after the closed-form start; 0 keeps the start.
+        learning_rate: of WARP.
+        neighbours: best items of each item that WARP learns to rank first.
+        top_k: recommendations an item.
+        seed: of WARP.
+        threads: of WARP; more than one is faster and not reproducible.
+
+    Raises:
+        ValueError: a field breaks its rule.
+    """
+
+    rank: int = 128
+    epochs: int = 1
+    learning_rate: float = 0.003
+    neighbours: int = 50
+    top_k: int = 20
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "neighbours", "top_k", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Settings: {name} must be positive, not {getattr(self, name)}.")
+        for name in ("epochs", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Settings: {name} must not be negative, not {getattr(self, name)}.")
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"Settings: learning_rate must be in (0, 1], not {self.learning_rate}.")
+
+
+class Trained(NamedTuple):
+    """Model tables, with the schemas of the same names in `data.tables`."""
+
+    embeddings: pa.Table
+    feature_embeddings: pa.Table
+    recommendations: pa.Table
+    popular: pa.Table
+
+
+def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogue | None, settings: Settings) -> Trained:
+    """Returns the model tables for every item released or in the catalogue.
+
+    Args:
+        items: schema ITEMS; at least one item has a position.
+        pairs: schema ITEM_PAIRS, every pair of positions once.
+        noise_sd: of the pairs' values off the diagonal, in their units.
+        catalogue: public items and features; None: the released items alone, no features.
+        settings: see Settings.
+
+    Raises:
+        ValueError: the tables contradict their schemas or each other.
+    """
+    released = _check_items(items)
+    known = _known_rows(items)
+    matrix = _matrix(pairs, len(known))
+    scores = items["score"].to_numpy()
+    embeddings = spectral.fit(matrix, scores[known], noise_sd, settings.rank)
+
+    ids = _all_ids(released, catalogue)
+    feature_names, loadings = _features(ids, catalogue)
+    popularity = _popularity(scores, known, len(ids))
+    # As D^-1 E on the history's side (models.spectral), so its loadings.
+    model = hybrid.warm_start(
+        embeddings,
+        known,
+        sp.csr_matrix(sp.diags(popularity) @ loadings),
+        sp.csr_matrix(sp.diags(popularity ** (1 - spectral.OWN_POWER)) @ loadings),
+    )
+    if settings.epochs:
+        near = hybrid.neighbours(embeddings, settings.neighbours)
+        near = sp.coo_matrix((near.data, (known[near.row], known[near.col])), shape=(len(ids), len(ids)))
+        model = hybrid.train(model, near, settings.epochs, settings.learning_rate, settings.seed, settings.threads)
+    item, history = _float32(model.item.representation()), _float32(model.history.representation())
+    bias = _float32(model.item_bias())
+    return Trained(
+        _embedding_table(ids, item, history, bias, tables.EMBEDDINGS),
+        _embedding_table(
+            feature_names,
+            _float32(model.item.features),
+            _float32(model.history.features),
+            _float32(model.feature_bias),
+            tables.FEATURE_EMBEDDINGS,
+        ),
+        recommend(ids, item, history, bias, settings.top_k),
+        _popular(released, scores),
+    )
+
+
+def recommend(ids: list[str], item: np.ndarray, history: np.ndarray, bias: np.ndarray, top_k: int) -> pa.Table:
+    """Returns RECOMMENDATIONS: each item's `top_k` best others by history . item + bias; ties by position in `ids`.
+
+    Args:
+        ids: n items.
+        item: (n, d) float32.
+        history: (n, d) float32.
+        bias: (n,) float32.
+        top_k: fewer if there are fewer other items.
+    """
+    n = len(ids)
+    top_k = min(top_k, n - 1)
+    names = pa.array(ids, pa.string())
+    chunks = []
+    for start in range(0, n, hybrid.CHUNK):
+        scores = history[start : start + hybrid.CHUNK] @ item.T + bias
+        own = np.arange(start, start + len(scores))
+        scores[np.arange(len(scores)), own] = -np.inf
+        top = _best(scores, top_k)
+        chunks.append(
+            pa.table(
+                [
+                    names.take(pa.array(np.repeat(own, top_k))),
+                    pa.array(np.tile(np.arange(1, top_k + 1, dtype=np.int32), len(scores))),
+                    names.take(pa.array(top.ravel())),
+                    pa.array(np.take_along_axis(scores, top, axis=1).ravel()),
+                ],
+                schema=tables.RECOMMENDATIONS,
+            )
+        )
+    return pa.concat_tables(chunks)
+
+
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Returns the columns of each row's k best, best first, equal scores by column. (rows, k)."""
+    if k == 0:
+        return np.empty((len(scores), 0), np.int64)
+    worst = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    # Cells above the k-th best, then as many of its equals as still fit, the lowest columns first.
+    above, equal = scores > worst, scores == worst
+    chosen = above | (equal & (np.cumsum(equal, axis=1) <= k - above.sum(1, keepdims=True)))
+    columns = chosen.nonzero()[1].reshape(len(scores), k)
+    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
+
+
+def _check_items(items: pa.Table) -> list[str]:
+    if not items.schema.equals(tables.ITEMS):
+        raise ValueError(f"train: items must have the schema ITEMS, not {items.schema.names}.")
+    ids: list[str] = items["item_id"].to_pylist()
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"train: item_id must be unique, not {len(ids) - len(set(ids))} times repeated.")
+    if not np.isfinite(items["score"].to_numpy()).all():
+        raise ValueError("train: score of items must be finite.")
+    return ids
+
+
+def _known_rows(items: pa.Table) -> np.ndarray:
+    """Returns the rows of `items` that have co-occurrences, ordered by position."""
+    rows = np.flatnonzero(items["position"].is_valid().to_numpy())
+    positions = items["position"].drop_null().to_numpy()
+    if not len(positions):
+        raise ValueError(f"train: position of items must be set for at least one item, not for none of {len(items)}.")
+    if not np.array_equal(np.sort(positions), np.arange(len(positions))):
+        raise ValueError(f"train: position of items must be 0 .. {len(positions) - 1}, each once.")
+    return rows[np.argsort(positions)]
+
+
+def _matrix(pairs: pa.Table, m: int) -> np.ndarray:
+    """Returns the symmetric matrix (m, m) of an upper triangle."""
+    if not pairs.schema.equals(tables.ITEM_PAIRS):
+        raise ValueError(f"train: pairs must have the schema ITEM_PAIRS, not {pairs.schema.names}.")
+    row, column = pairs["row"].to_numpy(), pairs["col"].to_numpy()
+    if len(row) != m * (m + 1) // 2:
+        raise ValueError(f"train: pairs must have {m * (m + 1) // 2} rows for {m} kept items, not {len(row)}.")
+    if (row < 0).any() or (row > column).any() or (column >= m).any():
+        raise ValueError(f"train: row and col of pairs must have 0 <= row <= col < {m}.")
+    matrix = np.full((m, m), np.nan)
+    matrix[row, column] = matrix[column, row] = pairs["value"].to_numpy()
+    if not np.isfinite(matrix).all():
+        raise ValueError("train: pairs must hold each pair once, with a finite value.")
+    return matrix
+
+
+def _all_ids(released: list[str], catalogue: Catalogue | None) -> list[str]:
+    """Returns the released items, then the catalogue's others."""
+    if catalogue is None:
+        return released
+    seen = set(released)
+    return released + [item for item in catalogue.item_ids if item not in seen]
+
+
+def _features(ids: list[str], catalogue: Catalogue | None) -> tuple[list[str], sp.csr_matrix]:
+    """Returns the names and the matrix (n, f) of the items' features; the last one is ALL_ITEMS."""
+    every = sp.csr_matrix(np.ones((len(ids), 1), np.float32))
+    if catalogue is None:
+        return [ALL_ITEMS], every
+    encoded = features.encode(catalogue.table, catalogue.kinds)
+    place = {item: row for row, item in enumerate(catalogue.item_ids)}
+    # Row -1 stands for items that the catalogue doesn't have: no features.
+    padded = sp.vstack([encoded.matrix, sp.csr_matrix((1, len(encoded.names)), dtype=np.float32)], format="csr")
+    rows = padded[np.array([place.get(item, padded.shape[0] - 1) for item in ids], dtype=np.int64)]
+    return [*encoded.names, ALL_ITEMS], sp.csr_matrix(sp.hstack([rows, every]))
+
+
+def _popularity(scores: np.ndarray, known: np.ndarray, n: int) -> np.ndarray:
+    """Returns how much of its features' embeddings each of the n items takes on, (n,); 1: an average known item.
+
+    Embeddings of known items grow with their scores; what features say is about the direction.
+    """
+    popularity = np.zeros(n)
+    popularity[: len(scores)] = spectral.relative(scores, scores[known])
+    return np.maximum(popularity, COLD_SHARE * popularity[known].min())
+
+
+def _popular(ids: list[str], scores: np.ndarray) -> pa.Table:
+    order = np.argsort(-scores, kind="stable")
+    columns = [
+        pa.array(np.arange(1, len(order) + 1, dtype=np.int32)),
+        pa.array(ids, pa.string()).take(pa.array(order)),
+        pa.array(scores[order]),
+    ]
+    return pa.table(columns, schema=tables.POPULAR)
+
+
+def _embedding_table(
+    keys: collections.abc.Sequence[str], item: np.ndarray, history: np.ndarray, bias: np.ndarray, schema: pa.Schema
+) -> pa.Table:
+    return pa.table([pa.array(keys, pa.string()), _lists(item), _lists(history), pa.array(bias)], schema=schema)
+
+
+def _lists(rows: np.ndarray) -> pa.ListArray:
+    offsets = np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(rows).ravel())
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.float32)

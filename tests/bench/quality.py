@@ -1,0 +1,259 @@
+"""How good private recommendations are: Recall@20 for users the models have never seen.
+
+    python -m tests.bench.quality --data synthetic --users 100000 --items 5000 --epsilon 1 --delta 1e-6 --seeds 100 101 102
+    python -m tests.bench.quality --data movielens --path ml-latest-small --epsilon 4 --seeds 100 101 102
+
+The release is made by the product's own plain functions, with seeded noise in place of the operating system's; the models
+are trained by `models.training` on the released tables. Held-out users' histories are read to score them: on real data the
+figures printed here are not differentially private.
+"""
+
+import argparse
+import collections.abc
+import json
+import math
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import scipy.linalg
+import scipy.sparse as sp
+from scipy import stats
+
+from data import synthetic, tables
+from data.catalogue import Catalogue
+from models import evaluation, spectral, training
+from transforms.privacy import budget
+from transforms.release import cooccurrence, selection
+
+SHARES = {budget.SELECTION: 0.08, "counts": 0.12, budget.COOCCURRENCE: 0.8}
+HELD_OUT_SYNTHETIC = 2_000
+HELD_OUT_SHARE = 0.15
+EASE_PENALTIES = (100, 300, 1_000, 3_000, 10_000, 30_000)
+SPECTRAL_RANKS = (16, 32, 64, 128, 256, 512)
+SPECTRAL_PENALTIES = (10, 30, 100, 300)
+
+
+class Data(NamedTuple):
+    """Users' items, their public catalogue and whether the users are real."""
+
+    rows: sp.csr_matrix
+    catalogue: Catalogue
+    real: bool
+
+
+class Release(NamedTuple):
+    """What leaves the privacy boundary: ITEMS, the noisy matrix of the kept ones and the noise off its diagonal."""
+
+    items: pa.Table
+    matrix: np.ndarray
+    noise_sd: float
+
+    def pairs(self) -> pa.Table:
+        row, column = np.triu_indices(len(self.matrix))
+        cells = [row.astype(np.int32), column.astype(np.int32), self.matrix[row, column]]
+        return pa.table([pa.array(cell) for cell in cells], schema=tables.ITEM_PAIRS)
+
+
+def load_synthetic(seed: int, users: int, items: int) -> Data:
+    world = synthetic.World(seed=seed, users=users + HELD_OUT_SYNTHETIC, items=items)
+    kinds = {"title": "text", "genre": "multi", "maker": "categorical", "price": "number"}
+    return Data(world.interactions().astype(np.float32), Catalogue(world.catalogue(), kinds), real=False)
+
+
+def load_movielens(path: pathlib.Path) -> Data:
+    """Ratings of 4 and more of an unpacked MovieLens archive."""
+    ratings = pyarrow.csv.read_csv(path / "ratings.csv")
+    rows, ids = _matrix(ratings.filter(pc.greater_equal(ratings["rating"], 4)), "userId", "movieId")
+    movies = pyarrow.csv.read_csv(path / "movies.csv")
+    movies = movies.take(pc.index_in(ids, movies["movieId"].combine_chunks()))
+    table = pa.table(
+        {"item_id": ids.cast(pa.string()), "title": movies["title"], "genre": pc.split_pattern(movies["genres"], "|")}
+    )
+    return Data(rows, Catalogue(table, {"title": "text", "genre": "multi"}), real=True)
+
+
+def load_online_retail(path: pathlib.Path) -> Data:
+    """Purchases by known customers, cancelled ones left out."""
+    table = pq.read_table(path)
+    bought = pc.and_(pc.greater(table["Quantity"], 0), pc.invert(pc.starts_with(table["InvoiceNo"], "C")))
+    rows, ids = _matrix(table.filter(pc.and_(pc.is_valid(table["CustomerID"]), bought)), "CustomerID", "StockCode")
+    titles = table["Description"].take(pc.index_in(ids, table["StockCode"].combine_chunks()))
+    catalogue = pa.table({"item_id": ids.cast(pa.string()), "title": titles})
+    return Data(rows, Catalogue(catalogue, {"title": "text"}), real=True)
+
+
+def _matrix(table: pa.Table, user: str, item: str) -> tuple[sp.csr_matrix, pa.Array]:
+    users = table[user].combine_chunks().dictionary_encode().indices.to_numpy()
+    items = table[item].combine_chunks().dictionary_encode()
+    rows = sp.csr_matrix((np.ones(len(users), np.float32), (users, items.indices.to_numpy())))
+    rows.data[:] = 1
+    return rows, items.dictionary
+
+
+def release(rows: sp.csr_matrix, ids: list[str], total: budget.Budget, max_items: int | None, seed: int) -> Release:
+    """Simulates a release of counts, selection and co-occurrence with the noise of the budget's shares."""
+    rng = np.random.default_rng([seed, 1])
+    sigmas = budget.noise_multipliers(total, SHARES)
+    exact = selection.exact_scores(rows) * 2.0**-selection.GRID_BITS
+    scores = exact + rng.normal(0, sigmas[budget.SELECTION], len(exact))
+    order = np.argsort(-scores, kind="stable")
+    sigma = sigmas[budget.COOCCURRENCE]
+    kept = max_items or selection.items_to_keep(scores[order], sigma / math.sqrt(2), rows.shape[0])
+    quantised = cooccurrence.quantise_rows(rows[:, order[:kept]].tocsr())
+    matrix = cooccurrence.exact_sums(quantised) * 2.0**-cooccurrence.GRID_BITS
+    upper = np.triu(rng.normal(0, sigma / math.sqrt(2), matrix.shape), 1)
+    matrix += upper + upper.T + np.diag(rng.normal(0, sigma, kept))
+    position = np.arange(len(order), dtype=np.int32)
+    columns = [pa.array([ids[i] for i in order]), pa.array(scores[order]), pa.array(position, mask=position >= kept)]
+    return Release(pa.table(columns, schema=tables.ITEMS), matrix, sigma / math.sqrt(2))
+
+
+def fold_in(item: np.ndarray, history: np.ndarray, bias: np.ndarray | float, columns: np.ndarray) -> evaluation.Scores:
+    """Scores as the macro `recommend` does: mean of the history's embeddings; items outside `columns` come last."""
+
+    def score(seen: sp.csr_matrix) -> np.ndarray:
+        part = seen[:, columns].tocsr()
+        lengths = np.maximum(np.asarray(part.sum(1)), 1)
+        scores = np.full(seen.shape, -np.finfo(np.float32).max, np.float32)
+        scores[:, columns] = (part @ history) / lengths @ item.T + bias
+        return scores
+
+    return score
+
+
+def private_models(
+    data: Data, released: Release, all_epochs: list[int], seed: int
+) -> collections.abc.Iterator[tuple[str, evaluation.Scores]]:
+    """Yields names and scores of the models trained on the released tables alone."""
+    place = {item: column for column, item in enumerate(data.catalogue.item_ids)}
+    columns = np.array([place[item] for item in released.items["item_id"].to_pylist()])
+    scores = released.items["score"].to_numpy()
+    popularity = np.empty(len(columns))
+    popularity[columns] = scores
+    yield "popularity", lambda seen: np.tile(popularity, (seen.shape[0], 1))
+    kept = len(released.matrix)
+    closed = spectral.fit(released.matrix, scores[:kept], released.noise_sd)
+    yield "spectral, kept items", fold_in(closed.item, closed.history, 0.0, columns[:kept])
+    pairs = released.pairs()
+    for epochs in all_epochs:
+        settings = training.Settings(epochs=epochs, seed=seed)
+        trained = training.train(released.items, pairs, released.noise_sd, data.catalogue, settings).embeddings
+        where = np.array([place[item] for item in trained["item_id"].to_pylist()])
+        item, history = (np.array(trained[name].to_pylist()) for name in ("embedding", "history_embedding"))
+        yield f"LightFM, {epochs} epochs", fold_in(item, history, trained["bias"].to_numpy(), where)
+
+
+def public_models(split: evaluation.Split) -> collections.abc.Iterator[tuple[str, evaluation.Scores]]:
+    """Yields models without privacy over all items: EASE (Steck 2019) and spectral ones, for each regulariser."""
+    rows = split.train.astype(np.float64)
+    gram = (rows.T @ rows).toarray()
+    n = len(gram)
+    for penalty in EASE_PENALTIES:
+        precision = scipy.linalg.inv(gram + penalty * np.eye(n), overwrite_a=True, check_finite=False)
+        weights = (-precision / np.diag(precision)).astype(np.float32)
+        np.fill_diagonal(weights, 0)
+        yield f"EASE, penalty {penalty}", lambda seen, weights=weights: seen @ weights
+    sizes = np.sqrt(np.maximum(1, np.asarray(rows.sum(1)).ravel()))
+    scaled = sp.csr_matrix(sp.diags(1 / sizes) @ rows)
+    scores = np.asarray(scaled.sum(0)).ravel()
+    gram = (scaled.T @ scaled).toarray()
+    every = np.arange(n)
+    values, vectors = scipy.linalg.eigh(gram, subset_by_index=(max(0, n - max(SPECTRAL_RANKS)), n - 1))
+    for rank in (rank for rank in SPECTRAL_RANKS if rank < n):
+        own = spectral.fit(gram, scores, 0.0, rank)
+        yield f"factor model, rank {rank}", fold_in(own.item, own.history, 0.0, every)
+        for penalty in SPECTRAL_PENALTIES:
+            item = vectors[:, -rank:] * np.sqrt(values[-rank:] / (values[-rank:] + penalty))
+            yield f"spectral, rank {rank}, penalty {penalty}", fold_in(item, item, 0.0, every)
+            # EASE in closed form on the low-rank matrix: no item recommends itself.
+            apart = item / np.maximum(1 - (item**2).sum(1, keepdims=True), 0.05)
+            yield f"low-rank EASE, rank {rank}, penalty {penalty}", fold_in(apart, item, 0.0, every)
+
+
+def measure(data: Data, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
+    """Returns Recall@20 by model for one seed of the split, the noise and, if synthetic, the world."""
+    n_users = data.rows.shape[0]
+    held_out = int(HELD_OUT_SHARE * n_users) if data.real else HELD_OUT_SYNTHETIC
+    split = evaluation.split_users(data.rows, held_out, np.random.default_rng([seed, 0]))
+
+    def recall(scores: evaluation.Scores) -> float:
+        return float(evaluation.recall_at_k(scores, split.history, split.held).mean())
+
+    total = budget.Budget(arguments.epsilon, arguments.delta)
+    released = release(split.train, data.catalogue.item_ids, total, arguments.max_items, seed)
+    results = {"items kept": float(len(released.matrix))}
+    for name, scores in private_models(data, released, arguments.epochs, seed):
+        results[name] = recall(scores)
+    if arguments.without_privacy:
+        public = {name: recall(scores) for name, scores in public_models(split)}
+        best = max(public, key=lambda name: public[name])
+        print(f"  best without privacy, seed {seed}: {best}")
+        results["without privacy, best"] = public[best]
+        best_private = max(value for name, value in results.items() if name.startswith(("spectral", "LightFM")))
+        results["private / without privacy"] = best_private / public[best]
+    return results
+
+
+def summary(values: list[float]) -> tuple[float, float]:
+    """Returns the mean and the half width of its 95 % interval (Student's t; nan for one value)."""
+    if len(values) < 2:
+        return values[0], math.nan
+    width = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(width)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=["synthetic", "movielens", "online-retail"], default="synthetic")
+    parser.add_argument("--path", type=pathlib.Path, help="MovieLens folder, or Online Retail's Parquet file")
+    parser.add_argument("--users", type=int, default=100_000, help="of the synthetic world, those held out not counted")
+    parser.add_argument("--items", type=int, default=5_000, help="of the synthetic world")
+    parser.add_argument("--epsilon", type=float, default=1.0)
+    parser.add_argument("--delta", type=float, default=1e-6)
+    parser.add_argument("--max-items", type=int, help="kept for co-occurrence; default: the product's own rule")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102], help="0 to 4 are for tuning")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[0, 1, 3, 10])
+    parser.add_argument("--without-privacy", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/quality"))
+    arguments = parser.parse_args(argv)
+    if arguments.data != "synthetic" and arguments.path is None:
+        parser.error(f"--data {arguments.data} needs --path")
+    return arguments
+
+
+def load(arguments: argparse.Namespace, seed: int) -> Data:
+    if arguments.data == "movielens":
+        return load_movielens(arguments.path)
+    if arguments.data == "online-retail":
+        return load_online_retail(arguments.path)
+    return load_synthetic(seed, arguments.users, arguments.items)
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse(argv)
+    if arguments.data != "synthetic":
+        print("For research only: these figures read real users' histories and are not differentially private.")
+    runs = []
+    for seed in arguments.seeds:
+        start = time.perf_counter()
+        runs.append(measure(load(arguments, seed), arguments, seed))
+        print(f"  seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
+    table = {name: summary([run[name] for run in runs]) for name in runs[0]}
+    print(f"{arguments.data}, epsilon {arguments.epsilon:g}, {len(runs)} seeds: Recall@{20}, mean and 95 % interval")
+    for name, (mean, width) in table.items():
+        print(f"  {name:32} {mean:10.4f} +- {width:.4f}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    name = f"{arguments.data}-users{arguments.users}-eps{arguments.epsilon:g}.json"
+    record = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "runs": runs, "table": table}
+    (arguments.output / name).write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

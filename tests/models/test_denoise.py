@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from models.denoise import denoise
+
+N = 400
+
+
+def wigner(rng: np.random.Generator, sd: float) -> np.ndarray:
+    noise = np.triu(rng.normal(0, sd, (N, N)), 1)
+    return noise + noise.T + np.diag(rng.normal(0, sd * 2**0.5, N))
+
+
+def planted(rng: np.random.Generator, strengths: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    vectors = np.linalg.qr(rng.normal(size=(N, len(strengths))))[0]
+    return vectors @ np.diag(strengths) @ vectors.T, vectors
+
+
+def test_recovers_a_planted_matrix_under_noise_whatever_its_diagonal() -> None:
+    rng = np.random.default_rng(1)
+    edge = 2 * N**0.5
+    signal, vectors = planted(rng, [8 * edge, 4 * edge, 3 * edge])
+    noisy = signal + wigner(rng, 1.0)
+    np.fill_diagonal(noisy, rng.uniform(0, 5 * edge, N))
+    spectrum = denoise(noisy, 1.0)
+    assert np.abs(np.linalg.svd(spectrum.vectors[:, :3].T @ vectors, compute_uv=False) - 1).max() < 0.02
+    assert spectrum.values[:3] == pytest.approx([8 * edge, 4 * edge, 3 * edge], rel=0.05)
+    assert spectrum.values[3:].max(initial=0) < 0.5 * edge
+
+
+def test_finds_next_to_nothing_in_noise() -> None:
+    noise = wigner(np.random.default_rng(2), 1.0)
+    spectrum = denoise(noise, 1.0)
+    assert len(spectrum.values) < 0.05 * N
+    assert np.sum(spectrum.values**2) < 0.01 * np.sum(noise**2)
+
+
+def test_finds_nothing_in_zeros() -> None:
+    assert denoise(np.zeros((3, 3)), 0.0).vectors.shape == (3, 0)
+
+
+def test_without_noise_returns_the_matrix_off_the_diagonal() -> None:
+    signal, _ = planted(np.random.default_rng(3), [3.0, 1.0])
+    spectrum = denoise(signal, 0.0, max_rank=2)
+    off = ~np.eye(N, dtype=bool)
+    assert np.allclose((spectrum.vectors * spectrum.values @ spectrum.vectors.T)[off], signal[off], atol=1e-3)
+
+
+def test_keeps_at_most_max_rank_and_leaves_its_input_alone() -> None:
+    signal, _ = planted(np.random.default_rng(4), [5.0, 4.0, 3.0])
+    before = signal.copy()
+    spectrum = denoise(signal, 0.0, max_rank=2)
+    assert spectrum.values.shape == (2,)
+    assert np.array_equal(signal, before)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "noise_sd", "max_rank", "message"),
+    [
+        (np.zeros((2, 3)), 1.0, 1, r"matrix must be square and not empty, not of shape \(2, 3\)"),
+        (np.zeros((0, 0)), 1.0, 1, "matrix must be square and not empty"),
+        (np.array([[0.0, 1.0], [2.0, 0.0]]), 1.0, 1, "matrix must be finite and symmetric"),
+        (np.full((2, 2), np.nan), 1.0, 1, "matrix must be finite and symmetric"),
+        (np.eye(2), -1.0, 1, "noise_sd must be finite and not negative, not -1.0"),
+        (np.eye(2), 1.0, 0, "max_rank must be positive, not 0"),
+    ],
+)
+def test_refuses(matrix: np.ndarray, noise_sd: float, max_rank: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        denoise(matrix, noise_sd, max_rank)

@@ -1,0 +1,163 @@
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data import tables
+from data.catalogue import Catalogue
+from models import training
+
+CLOSED_FORM = training.Settings(epochs=0, top_k=3)
+
+
+def items(ids: list[str], scores: list[float], positions: list[int | None]) -> pa.Table:
+    return pa.table([ids, pa.array(scores, pa.float64()), pa.array(positions, pa.int32())], schema=tables.ITEMS)
+
+
+def pairs(matrix: np.ndarray) -> pa.Table:
+    row, column = np.triu_indices(len(matrix))
+    cells = [row.astype(np.int32), column.astype(np.int32), matrix[row, column].astype(np.float64)]
+    return pa.table([pa.array(cell) for cell in cells], schema=tables.ITEM_PAIRS)
+
+
+def world(blocks: int = 3, size: int = 4, cold: int = 1) -> tuple[pa.Table, pa.Table, Catalogue]:
+    """Items "b0i0" ..: a block's known items occur together and have one colour; its cold items only the colour."""
+    known = [f"b{block}i{item}" for block in range(blocks) for item in range(size)]
+    label = np.repeat(np.arange(blocks), size)
+    matrix = (label[:, None] == label) * 10.0 + np.eye(len(known)) * 10
+    new = [f"b{block}new{item}" for block in range(blocks) for item in range(cold)]
+    colours = [f"colour{block}" for block in label] + [f"colour{block}" for block in range(blocks) for _ in range(cold)]
+    catalogue = pa.table({"item_id": known + new, "title": known + new, "colour": colours})
+    table = items(known, [10.0 - 0.1 * i for i in range(len(known))], list(range(len(known))))
+    return table, pairs(matrix), Catalogue(catalogue, {"colour": "categorical"})
+
+
+def recommended(trained: training.Trained, item: str) -> list[str]:
+    table = trained.recommendations.to_pylist()
+    return [row["recommended_item_id"] for row in table if row["item_id"] == item]
+
+
+def vectors(table: pa.Table, column: str) -> np.ndarray:
+    return np.array(table[column].to_pylist())
+
+
+def test_tables_have_the_agreed_schemas() -> None:
+    trained = training.train(*world()[:2], 0.1, world()[2], CLOSED_FORM)
+    schemas = (tables.EMBEDDINGS, tables.FEATURE_EMBEDDINGS, tables.RECOMMENDATIONS, tables.POPULAR)
+    assert [table.schema for table in trained] == list(schemas)
+
+
+def test_recommends_the_items_of_the_block() -> None:
+    table, cells, _ = world()
+    trained = training.train(table, cells, 0.1, None, CLOSED_FORM)
+    assert set(recommended(trained, "b1i2")) == {"b1i0", "b1i1", "b1i3"}
+    assert trained.recommendations["rank"].to_pylist() == [1, 2, 3] * 12
+
+
+def test_recommends_by_fixed_embeddings_exactly() -> None:
+    item = np.array([[1, 0], [2, 0], [0, 3]], np.float32)
+    history = np.array([[1, 1], [1, 0], [0, 1]], np.float32)
+    table = training.recommend(["a", "b", "c"], item, history, np.array([0, 0, 0.5], np.float32), 2)
+    assert table.to_pylist() == [
+        {"item_id": "a", "rank": 1, "recommended_item_id": "c", "score": 3.5},
+        {"item_id": "a", "rank": 2, "recommended_item_id": "b", "score": 2.0},
+        {"item_id": "b", "rank": 1, "recommended_item_id": "a", "score": 1.0},
+        {"item_id": "b", "rank": 2, "recommended_item_id": "c", "score": 0.5},
+        {"item_id": "c", "rank": 1, "recommended_item_id": "a", "score": 0.0},
+        {"item_id": "c", "rank": 2, "recommended_item_id": "b", "score": 0.0},
+    ]
+
+
+def test_recommends_in_chunks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    item = rng.integers(0, 3, (25, 2)).astype(np.float32)  # many ties
+    arguments = ([f"i{i}" for i in range(25)], item, item, np.zeros(25, np.float32), 5)
+    whole = training.recommend(*arguments)
+    monkeypatch.setattr(training.hybrid, "CHUNK", 7)
+    assert training.recommend(*arguments).equals(whole)
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_cold_item_gets_recommendations_through_its_features(epochs: int) -> None:
+    table, cells, catalogue = world()
+    trained = training.train(table, cells, 0.1, catalogue, dataclasses.replace(CLOSED_FORM, epochs=epochs))
+    for block in range(3):
+        assert all(other.startswith(f"b{block}i") for other in recommended(trained, f"b{block}new0"))
+
+
+def test_cold_item_comes_after_the_known_ones_of_its_kind() -> None:
+    table, cells, catalogue = world()
+    trained = training.train(table, cells, 0.1, catalogue, dataclasses.replace(CLOSED_FORM, top_k=4))
+    assert recommended(trained, "b2i0")[3] == "b2new0"
+
+
+def test_released_item_that_was_not_kept_gets_recommendations_without_a_catalogue() -> None:
+    table = items(["a", "b", "c", "d"], [4.0, 3.0, 2.0, 1.0], [0, 1, 2, None])
+    trained = training.train(table, pairs(np.full((3, 3), 5.0)), 0.1, None, CLOSED_FORM)
+    assert len(recommended(trained, "d")) == 3
+    assert trained.feature_embeddings["feature"].to_pylist() == [training.ALL_ITEMS]
+
+
+def test_no_epochs_score_as_the_spectral_model() -> None:
+    table, cells, catalogue = world()
+    with_features = training.train(table, cells, 0.1, catalogue, CLOSED_FORM).embeddings.slice(0, 12)
+    plain = training.train(table, cells, 0.1, None, CLOSED_FORM).embeddings
+    scores = [vectors(t, "history_embedding") @ vectors(t, "embedding").T for t in (with_features, plain)]
+    assert np.allclose(*scores, atol=1e-5)
+    assert not any(plain["bias"].to_pylist())
+
+
+def test_same_seed_same_tables() -> None:
+    table, cells, catalogue = world()
+    settings = dataclasses.replace(CLOSED_FORM, epochs=2)
+    first, second = (training.train(table, cells, 0.1, catalogue, settings) for _ in range(2))
+    assert all(a.equals(b) for a, b in zip(first, second, strict=True))
+
+
+def test_popular_is_ordered_by_score() -> None:
+    table = items(["a", "b", "c"], [1.0, 3.0, 2.0], [None, 0, 1])
+    trained = training.train(table, pairs(np.ones((2, 2))), 0.1, None, CLOSED_FORM)
+    assert trained.popular.to_pylist() == [
+        {"rank": 1, "item_id": "b", "score": 3.0},
+        {"rank": 2, "item_id": "c", "score": 2.0},
+        {"rank": 3, "item_id": "a", "score": 1.0},
+    ]
+
+
+def test_a_single_item_has_nothing_to_recommend() -> None:
+    trained = training.train(items(["a"], [1.0], [0]), pairs(np.ones((1, 1))), 0.1, None, training.Settings())
+    assert trained.embeddings.num_rows == 1
+    assert trained.recommendations.num_rows == 0
+
+
+GOOD_PAIRS = pairs(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("released", "cells", "message"),
+    [
+        (items([], [], []), GOOD_PAIRS, "position of items must be set for at least one item, not for none of 0"),
+        (items(["a"], [1.0], [None]), GOOD_PAIRS, "position of items must be set for at least one item"),
+        (items(["a", "a"], [1.0, 1.0], [0, 1]), GOOD_PAIRS, "item_id must be unique"),
+        (items(["a", "b"], [1.0, np.nan], [0, 1]), GOOD_PAIRS, "score of items must be finite"),
+        (items(["a", "b"], [1.0, 1.0], [0, 2]), GOOD_PAIRS, "position of items must be 0 .. 1, each once"),
+        (items(["a", "b", "c"], [1.0] * 3, [0, 1, 2]), GOOD_PAIRS, "pairs must have 6 rows for 3 kept items, not 3"),
+        (items(["a", "b"], [1.0] * 2, [0, 1]), pairs(np.full((2, 2), np.inf)), "pairs must hold each pair once"),
+        (items(["a", "b"], [1.0] * 2, [0, 1]), GOOD_PAIRS.take([0, 0, 2]), "pairs must hold each pair once"),
+        (pa.table({"item_id": ["a"]}), GOOD_PAIRS, "items must have the schema ITEMS, not"),
+        (items(["a", "b"], [1.0] * 2, [0, 1]), pa.table({"row": [0]}), "pairs must have the schema ITEM_PAIRS, not"),
+    ],
+)
+def test_refuses_tables(released: pa.Table, cells: pa.Table, message: str) -> None:
+    with pytest.raises(ValueError, match=f"train: {message}"):
+        training.train(released, cells, 0.1, None, CLOSED_FORM)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [("rank", 0, "positive"), ("epochs", -1, "not be negative"), ("learning_rate", 0.0, r"in \(0, 1\]")],
+)
+def test_refuses_settings(field: str, value: float, rule: str) -> None:
+    with pytest.raises(ValueError, match=f"Settings: {field} must (be )?{rule}, not {value}"):
+        training.Settings(**{field: value})

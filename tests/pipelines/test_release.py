@@ -1,0 +1,174 @@
+"""The release job as a whole: what it counts, what nobody can do to others, and what it charges."""
+
+import json
+import math
+
+import dp_accounting
+import pytest
+from dp_accounting import pld
+
+from data import errors, store, tables
+from pipelines import release
+from tests.pipelines.example import load, view, write_job
+from transforms.privacy import budget
+
+EVERYBODY = [
+    view("ann", "a", "1"),
+    view("ann", "b", "2"),
+    view("ann", "b", "3", kind="buy"),
+    view("bob", "a", "4"),
+    view("cat", "c", "5"),
+]
+
+
+def released(job) -> dict[str, dict]:
+    """Runs the job; its tables as rounded figures by key."""
+    release.run(job)
+    kept = store.Store(job.job.store)
+    [manifest] = kept.published()
+    items = kept.read_table(manifest, "items", tables.ITEMS).sort_by("position")["item_id"].to_pylist()
+    counts = kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
+    pairs = kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS).to_pylist()
+    return {
+        "counts": {(row["item_id"], row["event_type"]): (row["users"], row["events"]) for row in counts},
+        "pairs": {tuple(sorted((items[row["row"]], items[row["col"]]))): round(row["value"], 2) for row in pairs},
+    }
+
+
+def nonzero(figures: dict) -> dict:
+    return {key: value for key, value in figures.items() if value not in ((0, 0), 0)}
+
+
+def test_every_count_and_pair_is_exact_but_for_noise(tmp_path):
+    found = released(load(write_job(tmp_path, EVERYBODY)))
+    counts = {("a", "view"): (2, 2), ("b", "view"): (1, 1), ("b", "buy"): (1, 1), ("c", "view"): (1, 1)}
+    assert nonzero(found["counts"]) == counts
+    # Ann's row is (1, 2) / sqrt(5): a purchase weighs 2.
+    assert nonzero(found["pairs"]) == {("a", "a"): 1.2, ("a", "b"): 0.4, ("b", "b"): 0.8, ("c", "c"): 1.0}
+
+
+def test_bounds_bind(tmp_path):
+    greedy = [view("ann", item, kind=kind) for item in "abcd" for kind in ("view", "buy") for _ in range(5)]
+    counts = nonzero(released(load(write_job(tmp_path, greedy)))["counts"])
+    assert list(counts.values()) == [(1, 2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("attack", "own"),
+    [
+        ([view("eve", "d", "1"), view("eve", "d", "2")], {("d", "view"): (1, 2)}),
+        ([view("eve", "d", "9", time="2999-01-01")], {}),
+        ([view("eve", "d", "9", time="1970-01-01")], {}),
+        ([view("eve", "d", "9", arrival="2026-01-01")], {}),
+        ([view("eve", "nowhere", "9"), view("eve", "d", "9", time="never")], {}),
+        ([view("eve", "d", "9")] * 5, {("d", "view"): (1, 1)}),
+    ],
+    ids=["copies event ids", "far future", "far past", "late", "malformed", "repeats"],
+)
+def test_one_user_moves_nobody_else(tmp_path, attack, own):
+    alone = released(load(write_job(tmp_path / "without", EVERYBODY)))
+    attacked = released(load(write_job(tmp_path / "with", [*attack, *EVERYBODY])))
+    assert nonzero(attacked["counts"]) == {**nonzero(alone["counts"]), **own}
+    others = {pair: value for pair, value in attacked["pairs"].items() if "d" not in pair}
+    assert others == {pair: value for pair, value in alone["pairs"].items() if "d" not in pair}
+
+
+@pytest.mark.parametrize("engine", ["exact", "reference"])
+def test_an_empty_and_a_one_user_data_set_publish_the_same_keys(tmp_path, engine):
+    figures = []
+    for lines in ([], [view("ann", "a")]):
+        job = load(write_job(tmp_path / str(len(lines)), lines, epsilon=1.0), "--cooccurrence.engine", engine)
+        figures.append(released(job))
+    for name in ("counts", "pairs"):
+        assert sorted(figures[0][name]) == sorted(figures[1][name])
+    assert len(figures[0]["counts"]) == 8
+    assert len(figures[0]["pairs"]) == 10
+
+
+def test_without_a_catalogue_only_items_of_many_appear(tmp_path):
+    crowd = [view(f"u{n}", "common") for n in range(200)] + [view("ann", "rare")]
+    found = released(load(write_job(tmp_path, crowd, epsilon=4.0, catalogue=False)))
+    assert {item for item, _ in found["counts"]} == {"common"}
+    assert set(found["pairs"]) == {("common", "common")}
+
+
+def test_the_opted_out_are_not_counted_and_leave_no_dead_letters(tmp_path):
+    path = write_job(tmp_path, [*EVERYBODY, view("ann", "nowhere")])
+    (tmp_path / "opt_out.txt").write_text("ann\n")
+    found = released(load(path, "--privacy.opt_out", str(tmp_path / "opt_out.txt")))
+    assert nonzero(found["counts"]) == {("a", "view"): (1, 1), ("c", "view"): (1, 1)}
+    [letters] = (tmp_path / "store" / "operator" / "dead_letters").iterdir()
+    assert letters.read_text() == ""
+
+
+def test_malformed_rows_are_kept_with_place_and_reason(tmp_path):
+    released(load(write_job(tmp_path, [*EVERYBODY, view("", "a"), view("bob", "a", time="soon")])))
+    [letters] = (tmp_path / "store" / "operator" / "dead_letters").iterdir()
+    found = [json.loads(line) for line in letters.read_text().splitlines()]
+    assert [(letter["row"], letter["reason"]) for letter in found] == [
+        (6, "privacy_id is missing"),
+        (7, "event_time is not a time"),
+    ]
+
+
+def test_too_many_malformed_rows_stop_the_job_before_anything_is_spent(tmp_path):
+    job = load(write_job(tmp_path, [view("ann", "a"), view("", "a"), view("", "a")]))
+    with pytest.raises(errors.RefusedError, match=r"66\.67% of the rows are malformed"):
+        release.run(job)
+    kept = store.Store(job.job.store)
+    assert kept.ledger() == []
+    assert kept.published() == []
+    assert not list((job.job.store / "releases").iterdir())
+
+
+def test_a_second_release_must_be_asked_for_and_is_charged(tmp_path):
+    job = load(write_job(tmp_path, EVERYBODY))
+    release.run(job)
+    with pytest.raises(errors.AlreadyReleasedError, match="--new-release"):
+        release.run(job)
+    release.run(job, allow_another=True)
+    kept = store.Store(job.job.store)
+    assert [charge["status"] for charge in kept.ledger()] == ["published", "published"]
+    assert len(kept.published()) == 2
+
+
+@pytest.mark.parametrize("catalogue", [True, False], ids=["public partitions", "private partitions"])
+def test_the_ledger_agrees_with_an_independent_accountant(tmp_path, catalogue):
+    job = load(write_job(tmp_path, EVERYBODY, epsilon=1.0, catalogue=catalogue))
+    release.run(job)
+    [charge] = store.Store(job.job.store).ledger()
+    composed = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for mechanism in charge["mechanisms"]:
+        assert mechanism["noise_sd"] == mechanism["noise_multiplier"] * mechanism["l2_sensitivity"]
+        composed.compose(dp_accounting.GaussianDpEvent(mechanism["noise_multiplier"]))
+    left = charge["total_delta"] - sum(mechanism["delta"] for mechanism in charge["mechanisms"])
+    # The PLD rounds pessimistically, by less than a percent.
+    assert charge["total_epsilon"] * 0.999 < composed.get_epsilon(left) < charge["total_epsilon"] * 1.01
+
+
+def test_the_sigma_that_is_charged_is_the_sigma_that_is_drawn(tmp_path):
+    job = load(write_job(tmp_path, EVERYBODY, epsilon=1.0))
+    planned = release.plan(job, release.load_catalogue(job))
+    charged = {mechanism["name"]: mechanism["noise_sd"] for mechanism in planned.charge()["mechanisms"]}
+    release.run(job)
+    [manifest] = store.Store(job.job.store).published()
+    # PipelineDP's own report states the standard deviation it drew with; the other two draw with `noise_sd` itself
+    # (tests/transforms/test_selection.py and test_cooccurrence.py hold them to it).
+    for name in (budget.COUNTS_USERS, budget.COUNTS_EVENTS):
+        assert f"parameter={charged[name]}" in manifest["reports"]["counts"]
+    assert charged[budget.COUNTS_EVENTS] == charged[budget.COUNTS_USERS] * job.counts.max_contributions_per_partition
+    inverse = sum(1 / mechanism["noise_multiplier"] ** 2 for mechanism in manifest["mechanisms"])
+    assert charged[budget.COOCCURRENCE] == pytest.approx(1 / math.sqrt(inverse * job.cooccurrence.budget_share))
+
+
+def test_nothing_computed_exactly_from_events_is_published(tmp_path):
+    """The manifest is the same whatever the data, but for names drawn at random and the clock."""
+    manifests = []
+    for lines in ([], EVERYBODY):
+        job = load(write_job(tmp_path / str(len(lines)), lines, epsilon=1.0))
+        release.run(job)
+        [manifest] = store.Store(job.job.store).published()
+        manifests.append({k: v for k, v in manifest.items() if k not in ("release_id", "created", "parts")})
+        assert sorted({part.split("/")[0] for part in manifest["parts"]}) == ["item_counts", "item_pairs", "items"]
+        assert len(manifest["parts"]) == 3
+    assert manifests[0] == manifests[1]

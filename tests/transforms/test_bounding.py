@@ -1,0 +1,142 @@
+"""Bounding: exact rows, and no user's rows hang on another's."""
+
+import datetime as dt
+
+import apache_beam as beam
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that
+
+from runners import direct
+from tests.transforms.example import contributions, ids, pseudonym
+from transforms import bounding
+
+T = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+KEY = b"release"
+
+
+def events(*rows: tuple) -> pa.Table:
+    """WEIGHED_EVENTS from (event_id, user, item, minute, weight)."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "event_id": event_id,
+                "privacy_id": pseudonym(user),
+                "item_id": item,
+                "event_type": "view",
+                "value": None,
+                "event_time": T + dt.timedelta(minutes=minute),
+                "weight": weight,
+            }
+            for event_id, user, item, minute, weight in rows
+        ],
+        bounding.WEIGHED_EVENTS,
+    )
+
+
+def as_set(table: pa.Table) -> set[tuple]:
+    return {tuple(row.values()) for row in table.to_pylist()}
+
+
+def test_repeats_are_dropped_per_user_and_the_earliest_copy_stays():
+    given = events(("e1", "ann", "b", 2, 1.0), ("e1", "ann", "a", 1, 1.0), ("e1", "bob", "a", 3, 1.0))
+    assert as_set(bounding.drop_repeats(given)) == as_set(events(("e1", "ann", "a", 1, 1.0), ("e1", "bob", "a", 3, 1.0)))
+
+
+def test_events_without_an_id_are_all_kept():
+    given = events((None, "ann", "a", 1, 1.0), (None, "ann", "a", 1, 1.0))
+    assert bounding.drop_repeats(given).equals(given)
+
+
+def test_which_copy_stays_does_not_hang_on_the_order_of_arrival():
+    copies = [("e1", "ann", "b", 1, 2.0), ("e1", "ann", "b", 1, 1.0), ("e1", "ann", "a", 2, 9.0)]
+    kept = [as_set(bounding.drop_repeats(events(*order))) for order in (copies, copies[::-1])]
+    assert kept[0] == kept[1] == as_set(events(("e1", "ann", "b", 1, 1.0)))
+
+
+def test_a_users_events_on_an_item_become_one_row():
+    given = events(
+        (None, "ann", "a", 1, 1.0), (None, "ann", "a", 2, 3.0), (None, "ann", "b", 1, 2.0), (None, "bob", "a", 1, 1.0)
+    )
+    expected = contributions(("ann", "a", "view", 2, 3.0), ("ann", "b", "view", 1, 2.0), ("bob", "a", "view", 1, 1.0))
+    assert as_set(bounding.contributions(given)) == as_set(expected)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_at_most_so_many_partitions_of_each_user_are_kept(limit):
+    given = contributions(*[(user, item) for user in ("ann", "bob") for item in "abc"])
+    bounded = bounding.bound_partitions(given, ["item_id", "event_type"], limit, KEY)
+    kept = bounded["privacy_id"].to_pylist()
+    assert {user: kept.count(pseudonym(user)) for user in ("ann", "bob")} == dict.fromkeys(("ann", "bob"), min(limit, 3))
+    assert as_set(bounded) <= as_set(given)
+
+
+def test_what_is_kept_is_fixed_across_versions():
+    """Golden rows: a change here means that a retry after an upgrade would count other rows."""
+    given = contributions(*[("ann", item) for item in "abcdefgh"])
+    bounded = bounding.bound_partitions(given, ["item_id", "event_type"], 3, KEY)
+    assert bounded["item_id"].to_pylist() == ["a", "e", "h"]
+
+
+def test_the_choice_is_even_over_items():
+    given = contributions(*[(f"u{user}", item) for user in range(3000) for item in "abcde"])
+    bounded = bounding.bound_partitions(given, ["item_id"], 2, KEY)
+    counts = np.array([bounded["item_id"].to_pylist().count(item) for item in "abcde"])
+    # Each is kept with probability 2/5; five binomials, false alarm rate below 1e-6 (5.3 standard deviations).
+    assert np.all(np.abs(counts - 1200) < 5.3 * np.sqrt(3000 * 0.4 * 0.6))
+
+
+rows_of_users = st.lists(
+    st.tuples(st.sampled_from(["ann", "bob", "cat"]), st.sampled_from("abcdef"), st.sampled_from(["view", "buy"])),
+    unique=True,
+    max_size=30,
+)
+
+
+@hypothesis.given(rows_of_users, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_a_user_is_bounded_the_same_whoever_else_is_there_and_in_whatever_order(rows, limit, random):
+    together = contributions(*random.sample(rows, len(rows)))
+    bounded = as_set(bounding.bound_partitions(together, ["item_id", "event_type"], limit, KEY))
+    for user in ("ann", "bob", "cat"):
+        alone = contributions(*[row for row in rows if row[0] == user])
+        expected = as_set(bounding.bound_partitions(alone, ["item_id", "event_type"], limit, KEY))
+        assert {row for row in bounded if row[0] == pseudonym(user)} == expected
+
+
+def test_events_in_a_partition_are_capped():
+    given = contributions(("ann", "a", "view", 9), ("bob", "a", "view", 2))
+    assert bounding.cap_events(given, 3)["events"].to_pylist() == [3, 2]
+
+
+def test_user_rows_hold_each_users_largest_weight_by_item():
+    given = contributions(("ann", "a", "view", 1, 1.0), ("ann", "a", "buy", 1, 2.0), ("ann", "z"), ("bob", "b", "view", 1, 0.5))
+    rows = bounding.user_rows(given, ids("a", "b")).toarray()
+    assert sorted(rows.tolist()) == [[0.0, 0.5], [2.0, 0.0]]
+
+
+@pytest.mark.parametrize("buckets", [1, 7])
+def test_all_rows_of_a_user_meet_in_one_bucket(buckets):
+    batches = [events(("e1", "ann", "a", 1, 1.0), ("e1", "bob", "b", 1, 1.0)), events(("e1", "ann", "a", 1, 1.0))]
+
+    def check(tables):
+        seen = [row for table in tables for row in as_set(table)]
+        assert sorted(seen) == sorted(as_set(contributions(("ann", "a"), ("bob", "b"))))
+        users = [set(table["privacy_id"].to_pylist()) for table in tables]
+        assert sum(map(len, users)) == len(set().union(*users))
+
+    with beam.Pipeline(options=direct.options([])) as pipeline:
+        assert_that(pipeline | beam.Create(batches) | bounding.GroupByUser(buckets), check)
+
+
+def test_buckets_split_a_sliced_batch_by_its_own_rows():
+    given = events(("e1", "ann", "a", 1, 1.0), ("e2", "bob", "b", 1, 1.0), ("e3", "cat", "c", 1, 1.0))
+    parts = dict(bounding.split_by_bucket(given.slice(1), 1))
+    assert as_set(parts[0]) == as_set(given.slice(1))
+
+
+def test_no_bucket_is_refused():
+    with pytest.raises(ValueError, match="buckets must be at least 1, not 0"):
+        bounding.GroupByUser(0)

@@ -1,0 +1,55 @@
+"""The noise source. The key is fixed, so these tests pass or fail for good; the rates say how often a fresh key would fail."""
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from transforms.privacy import noise
+
+KEY = bytes(range(32))
+DRAWS = 1_000_000
+
+
+def fits_normal(sample: np.ndarray, sd: float) -> bool:
+    """Kolmogorov-Smirnov against N(0, sd^2), at a false alarm rate of 1e-6."""
+    return stats.kstest(sample / sd, "norm").pvalue > 1e-6
+
+
+@pytest.mark.parametrize(("scale", "accepted"), [(1.0, True), (0.7, False), (1.3, False)])
+def test_noise_has_the_claimed_scale(scale, accepted):
+    drawn = noise.grid_gaussian(DRAWS, 4.0 * scale, 36, KEY) * 2.0**-36
+    assert fits_normal(drawn, 4.0) == accepted
+
+
+def test_tails_are_as_heavy_as_a_gaussians():
+    drawn = noise.gaussian(10 * DRAWS, KEY)
+    for at in (3.0, 4.0, 4.75):
+        expected = 10 * DRAWS * special.ndtr(-at)
+        for count in (np.sum(drawn > at), np.sum(drawn < -at)):
+            # A Poisson count, false alarm rate below 1e-6 for each of the six.
+            assert stats.poisson.ppf(5e-8, expected) <= count <= stats.poisson.isf(5e-8, expected)
+
+
+def test_cells_are_independent():
+    drawn = noise.gaussian(DRAWS, KEY)
+    for lag in (1, 2, 3):
+        correlation = np.mean(drawn[:-lag] * drawn[lag:])
+        assert abs(correlation) < 5.3 / np.sqrt(DRAWS)  # false alarm rate 1e-7
+
+
+def test_other_keys_give_other_noise_and_keys_are_fresh():
+    ours, other = (noise.gaussian(DRAWS, key) for key in (noise.fresh_key(), noise.fresh_key()))
+    assert abs(np.mean(ours * other)) < 5.3 / np.sqrt(DRAWS)
+    again = noise.gaussian(DRAWS, KEY)
+    assert np.array_equal(again, noise.gaussian(DRAWS, KEY))  # the control: a reused key shows
+
+
+def test_blocks_of_draws_join_without_repeating():
+    drawn = noise.gaussian((1 << 20) + 5, KEY)
+    assert len(np.unique(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize("noise_sd", [0.0, -1.0, 2.0**22, float("nan")])
+def test_a_scale_that_the_grid_cannot_hold_is_refused(noise_sd):
+    with pytest.raises(ValueError, match="noise_sd must be in"):
+        noise.grid_gaussian(10, noise_sd, 36, KEY)

@@ -1,0 +1,110 @@
+"""Selection: exact scores, who may appear, and noise of the claimed size."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.sparse as sp
+from scipy import stats
+
+from data import tables
+from tests.transforms.example import contributions, ids
+from transforms.privacy import budget
+from transforms.release import selection
+
+ONE = 2**selection.GRID_BITS
+KEY = b"release"
+
+
+def params(**changes) -> selection.SelectionParams:
+    """Almost no noise, three public items, all kept."""
+    given = {
+        "mechanism": budget.Mechanism(budget.SELECTION, 1e-6),
+        "max_partitions_contributed": 10,
+        "public_items": ids("a", "b", "c"),
+        "max_items": 3,
+        "cooccurrence_sd": 1.0,
+        "expected_users": 100,
+    }
+    return selection.SelectionParams(**{**given, **changes})
+
+
+def scores(**values: float) -> pa.Table:
+    return pa.table([list(values), [int(value * ONE) for value in values.values()]], schema=selection.SCORES)
+
+
+def test_each_user_adds_one_over_root_t_rounded_down():
+    rows = sp.csr_matrix(np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]))
+    third = int(ONE / np.sqrt(3))
+    half = int(ONE / np.sqrt(2))
+    assert selection.exact_scores(rows).tolist() == [half + ONE + third, half + third, third, 0]
+
+
+@pytest.mark.parametrize("t", [1, 2, 3, 7, 1000])
+def test_one_users_scores_have_norm_one_at_most(t):
+    exact = selection.exact_scores(sp.csr_matrix(np.ones((1, t))))
+    assert sum(int(score) ** 2 for score in exact) <= ONE**2
+
+
+def test_a_bucket_is_scored_with_each_user_bounded():
+    table = selection.score_table(contributions(("ann", "a"), ("ann", "a", "buy"), ("bob", "a"), ("bob", "b")), 10, KEY)
+    half = int(ONE / np.sqrt(2))
+    assert sorted(table.to_pylist(), key=str) == [{"item_id": "a", "score": ONE + half}, {"item_id": "b", "score": half}]
+    bounded = selection.score_table(contributions(*[("ann", item) for item in "abcdef"]), 1, KEY)
+    assert bounded["score"].to_pylist() == [ONE]
+
+
+def test_scores_of_buckets_add_up():
+    added = selection.add_scores([scores(a=1.0, b=2.0), scores(), scores(a=0.5)])
+    assert sorted(added.to_pylist(), key=str) == [{"item_id": "a", "score": ONE * 3 // 2}, {"item_id": "b", "score": 2 * ONE}]
+
+
+@pytest.mark.parametrize("exact", [scores(), scores(b=3.0)], ids=["nobody", "one item"])
+def test_every_public_item_is_released_whoever_is_there(exact):
+    released = selection.release_scores(exact, params())
+    assert released.schema == tables.ITEMS
+    assert sorted(released["item_id"].to_pylist()) == ["a", "b", "c"]
+    assert sorted(released["position"].to_pylist()) == [0, 1, 2]
+
+
+def test_items_are_ranked_and_the_best_kept():
+    released = selection.release_scores(scores(a=1.0, b=3.0, c=2.0), params(max_items=2))
+    assert released["item_id"].to_pylist() == ["b", "c", "a"]
+    assert released["position"].to_pylist() == [0, 1, None]
+    assert released["score"].to_pylist() == pytest.approx([3.0, 2.0, 1.0], abs=1e-4)
+
+
+def test_without_public_items_only_those_above_the_threshold_appear():
+    mechanism = budget.Mechanism(budget.SELECTION, 0.1, delta=1e-6)
+    limit = selection.threshold(0.1, 1e-6, 10)
+    exact = scores(common=limit + 1.0, rare=limit - 1.0)
+    released = selection.release_scores(exact, params(public_items=None, mechanism=mechanism))
+    assert released["item_id"].to_pylist() == ["common"]
+
+
+@pytest.mark.parametrize("t", [1, 2, 5, 10])
+def test_the_threshold_hides_a_users_own_items_with_probability_one_minus_delta(t):
+    sigma, delta = 2.0, 1e-3
+    shown_alone = stats.norm.sf((selection.threshold(sigma, delta, 10) - 1 / np.sqrt(t)) / sigma)
+    assert 1 - (1 - shown_alone) ** t <= delta * (1 + 1e-9)
+    # The control: the threshold for a single item is too low for several.
+    single = 1 + sigma * stats.norm.isf(delta)
+    if t == 10:
+        assert 1 - stats.norm.cdf((single - 1 / np.sqrt(t)) / sigma) ** t > delta
+
+
+@pytest.mark.parametrize(("drawn", "accepted"), [(3.0, True), (0.7 * 3.0, False), (1.3 * 3.0, False)])
+def test_noise_has_the_charged_scale(drawn, accepted):
+    public = ids(*map(str, range(20_000)))
+    mechanism = budget.Mechanism(budget.SELECTION, drawn)
+    released = selection.release_scores(scores(), params(public_items=public, mechanism=mechanism))
+    sample = released["score"].to_numpy() / 3.0
+    # Fresh keys: Kolmogorov-Smirnov at a flake probability of 1e-6.
+    assert (stats.kstest(sample, "norm").pvalue > 1e-6) == accepted
+
+
+def test_how_many_items_to_keep_follows_from_signal_and_noise():
+    falling = np.sort(1e4 / np.arange(1, 2001))[::-1]
+    kept = [selection.items_to_keep(falling, sd, 10_000) for sd in (0.5, 5.0, 50.0)]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 3
+    assert selection.items_to_keep(np.array([-1.0, -2.0, -3.0]), 5.0, 100) == 2
