@@ -143,6 +143,7 @@ def train(model: Model, pairs: sp.coo_matrix, epochs: int, learning_rate: float,
     fit(epochs=0)  # allocates weights and Adagrad's state; then the warm start takes the random weights' place
     fm.item_embeddings = _stack(model.item, scale)
     fm.user_embeddings = _stack(model.history, scale)
+    _season(fm, model, pairs)
     fit(epochs)
     n = len(model.bias)
     return Model(
@@ -153,6 +154,24 @@ def train(model: Model, pairs: sp.coo_matrix, epochs: int, learning_rate: float,
     )
 
 
+def _season(fm: lightfm.LightFM, model: Model, pairs: sp.coo_matrix) -> None:
+    """Sets Adagrad's state as if every pair had been seen: then a feature of many items moves as slowly as it should.
+
+    LightFM starts each sum of squared gradients at 1. A feature that every item has would take a full first step with each
+    of the first pairs and carry all items away from the start.
+    """
+    item, history = _design(model.item.loadings), _design(model.history.loadings)
+    n = len(model.bias)
+    # A pair moves its positive item, and a negative one drawn evenly from all items.
+    item_seen = STATE * (item.multiply(item).T @ (np.bincount(pairs.col, pairs.data, n) + pairs.data.sum() / n))
+    user_seen = STATE * (history.multiply(history).T @ np.bincount(pairs.row, pairs.data, n))
+    fm.item_embedding_gradients += item_seen[:, None].astype(np.float32)
+    fm.item_bias_gradients += item_seen.astype(np.float32)
+    fm.user_embedding_gradients += user_seen[:, None].astype(np.float32)
+    fm.user_bias_gradients += user_seen.astype(np.float32)
+
+
+STATE = 1.0
 def _scale(model: Model, pairs: sp.coo_matrix) -> float:
     """Returns what to multiply both sides by, so that scores of best neighbours are about MEAN_BEST_SCORE."""
     best = pairs.data >= 1

@@ -135,7 +135,7 @@ class CooccurrenceSection(_Section):
     """[cooccurrence]: the item-item matrix. engine "reference" is PipelineDP's own VECTOR_SUM, for some hundred items."""
 
     budget_share: Share = 0.8
-    max_items: Positive | Literal["auto"] = "auto"
+    max_items: Annotated[int, Field(ge=1, le=5000)] | Literal["auto"] = "auto"
     engine: Literal["exact", "reference"] = "exact"
 
 

@@ -4,7 +4,7 @@ import datetime as dt
 import logging
 from pathlib import Path
 
-from data import synthetic
+from data import errors, synthetic
 
 _JOB = """\
 # A synthetic world of {users} users and {items} items, seed {seed}. Nobody in it is real.
@@ -15,7 +15,7 @@ store = "{directory}/store"
 
 [source]
 kind = "parquet"
-paths = ["{directory}/events*.parquet"]
+paths = ["{directory}/events/*.parquet"]
 columns = {{ event_id = "event_id", event_type = "event_type", value = "value", arrival_time = "arrival_time" }}
 event_types = {{ view = 1.0, purchase = 2.0 }}
 
@@ -40,9 +40,16 @@ log = logging.getLogger(__name__)
 
 
 def run(directory: Path, users: int, items: int, seed: int) -> None:
-    """Writes the world and its job file; `sottovoce key` makes the key that it names."""
-    world = synthetic.World(users=users, items=items, seed=seed)
-    synthetic.write(world, directory)
+    """Writes the world and its job file; `sottovoce key` makes the key that it names.
+
+    Raises:
+        errors.BadRequestError: a number is out of range, or there are events in the directory already.
+    """
+    try:
+        world = synthetic.World(users=users, items=items, seed=seed)
+        synthetic.write(world, directory)
+    except (ValueError, FileExistsError) as error:
+        raise errors.BadRequestError(f"synth: {error}") from error
     day = dt.timedelta(days=1)
     job = _JOB.format(
         users=users, items=items, seed=seed, directory=directory, start=world.start.date(), end=(world.end + day).date()

@@ -96,12 +96,7 @@ def test_only_dropped_rows_give_no_events(tmp_path):
 def test_logs_name_files_and_rows_and_show_no_payload(tmp_path, caplog):
     fragments = write(tmp_path / "a.csv", "alice-the-user,item-one,2025-01-02", "alice-the-user,,never")
     with caplog.at_level("INFO", logger="transforms"):
-        run(fragments, events_out=[event("alice-the-user", "item-one", 2)], letters=None, outcomes=None) if False else None
-        list(run_do_fn(fragments[0]))
+        do_fn = events.ReadAndDecode(RULES, KEY, None, None)
+        do_fn.setup()
+        list(do_fn.process(fragments[0]))
     assert caplog.messages == [f"read rows 1 to 2 of {tmp_path / 'a.csv'}"]
-
-
-def run_do_fn(fragment: sources.Fragment):
-    do_fn = events.ReadAndDecode(RULES, KEY, None, None)
-    do_fn.setup()
-    return do_fn.process(fragment)

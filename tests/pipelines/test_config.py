@@ -1,0 +1,334 @@
+import datetime as dt
+import os
+import pathlib
+import re
+import types
+import typing
+
+import pydantic
+import pytest
+
+from pipelines import config
+
+LEAST = """\
+[job]
+name = "retail"
+data_set = "shop"
+store = "build/retail"
+[source]
+kind = "csv"
+paths = ["a.csv", "b.csv"]
+columns = { privacy_id = "user" }
+event_types = { view = 1.0 }
+[privacy]
+total_epsilon = 1.0
+total_delta = 1e-6
+expected_users = 4000
+[window]
+start = 2025-01-01
+end = 2025-02-01
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_settings_in_the_environment(monkeypatch):
+    for name in [name for name in os.environ if name.upper().startswith("SOTTOVOCE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def path(tmp_path) -> pathlib.Path:
+    path = tmp_path / "job.toml"
+    path.write_text(LEAST)
+    return path
+
+
+def test_a_least_job_file_gets_the_defaults(path):
+    job, others = config.load(path)
+    assert others == []
+    assert job.model_dump() == {
+        "job": {"name": "retail", "data_set": "shop", "store": pathlib.Path("build/retail")},
+        "source": {
+            "kind": "csv",
+            "paths": ["a.csv", "b.csv"],
+            "columns": {"privacy_id": "user", "item_id": "item_id", "event_time": "event_time"},
+            "context": {},
+            "event_types": {"view": 1.0},
+            "time_unit": None,
+            "min_value": None,
+            "weigh_by_value": False,
+            "max_skew_seconds": 300.0,
+            "max_malformed_share": 0.01,
+        },
+        "catalogue": None,
+        "privacy": {
+            "total_epsilon": 1.0,
+            "total_delta": 1e-6,
+            "unit": "user",
+            "period": "lifetime",
+            "expected_users": 4000,
+            "allow_large_delta": False,
+            "key_file": None,
+            "opt_out": None,
+        },
+        "window": {
+            "size": "all",
+            "start": dt.datetime(2025, 1, 1, tzinfo=dt.UTC),
+            "end": dt.datetime(2025, 2, 1, tzinfo=dt.UTC),
+            "slack_seconds": 0.0,
+        },
+        "selection": {"budget_share": 0.08, "max_partitions_contributed": 500, "delta_share": 0.5},
+        "counts": {"budget_share": 0.12, "max_partitions_contributed": 50, "max_contributions_per_partition": 5},
+        "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "exact"},
+        "model": {"rank": 128, "epochs": 1, "top_k": 20, "seed": 0},
+        "publish": {"keep_versions": 5},
+        "runner": {"kind": "direct", "buckets": 16},
+    }
+
+
+def test_the_sample_job_file_is_valid():
+    job, _ = config.load(pathlib.Path(config.__file__).parents[1] / "data/samples/online_retail.toml")
+    assert (job.job.data_set, job.source.min_value, job.catalogue.kinds) == ("online-retail", 1.0, {"Description": "text"})
+
+
+@pytest.mark.xfail(strict=True, reason="bug: a field validator doesn't run on the default {}, and the release then fails")
+def test_without_columns_the_source_is_taken_to_use_our_names(path):
+    path.write_text(LEAST.replace('columns = { privacy_id = "user" }\n', ""))
+    names = {name: name for name in ("privacy_id", "item_id", "event_time")}
+    assert config.load(path)[0].source.columns == names
+
+
+@pytest.mark.parametrize(
+    ("in_file", "variable", "flags", "rank"),
+    [
+        pytest.param("", None, [], 128, id="default"),
+        pytest.param("[model]\nrank = 8", None, [], 8, id="file"),
+        pytest.param("[model]\nrank = 8", "16", [], 16, id="environment over file"),
+        pytest.param("[model]\nrank = 8", "16", ["--model.rank", "32"], 32, id="flag over environment"),
+        pytest.param("[model]\nrank = 8", None, ["--model.rank=32"], 32, id="flag over file"),
+        pytest.param("", None, ["--model.rank=32", "--model.rank", "64"], 64, id="last flag"),
+    ],
+)
+def test_flags_win_over_the_environment_and_that_over_the_file(path, monkeypatch, in_file, variable, flags, rank):
+    path.write_text(LEAST + in_file)
+    if variable:
+        monkeypatch.setenv("SOTTOVOCE_MODEL__RANK", variable)
+    assert config.load(path, flags)[0].model == config.ModelSection(rank=rank)
+
+
+def test_a_flag_replaces_one_key_and_leaves_its_neighbours(path):
+    job, _ = config.load(path, ["--source.event_types.purchase", "2", "--privacy.total_epsilon=0.5"])
+    assert job.source.event_types == {"view": 1.0, "purchase": 2.0}
+    assert (job.privacy.total_epsilon, job.privacy.total_delta) == (0.5, 1e-6)
+
+
+def test_lists_and_tables_in_the_environment_are_json(path, monkeypatch):
+    monkeypatch.setenv("SOTTOVOCE_SOURCE__PATHS", '["c.csv"]')
+    monkeypatch.setenv("SOTTOVOCE_SOURCE__EVENT_TYPES", '{"purchase": 2}')
+    job, _ = config.load(path)
+    assert (job.source.paths, job.source.event_types) == (["c.csv"], {"view": 1.0, "purchase": 2.0})
+
+
+def test_the_pseudonym_key_in_the_environment_is_no_setting(path, monkeypatch):
+    monkeypatch.setenv("SOTTOVOCE_PSEUDONYM_KEY", "ab" * 32)
+    assert "ab" * 32 not in config.load(path)[0].model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("flags", "others"),
+    [
+        pytest.param(["--runner=X", "--model.rank", "8", "--b", "1", "-v"], ["--runner=X", "--b", "1", "-v"], id="order"),
+        pytest.param(["--runner", "direct"], ["--runner", "direct"], id="a section's name without a key"),
+        pytest.param(["--a=b.c", "--d", "e.f"], ["--a=b.c", "--d", "e.f"], id="dots in values"),
+    ],
+)
+def test_other_flags_go_to_beam_untouched_and_in_order(path, flags, others):
+    assert config.load(path, flags)[1] == others
+
+
+@pytest.mark.xfail(strict=True, reason="bug: goes to Beam, which ignores it: the release then spends the file's epsilon")
+@pytest.mark.parametrize("flag", ["--privcy.total_epsilon", "--Privacy.total_epsilon", "--privacy.", "--total_epsilon"])
+def test_a_misspelt_section_is_refused(path, flag):
+    with pytest.raises(config.JobFileError, match=flag):
+        config.load(path, [flag, "0.1"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "section", "expected"),
+    [
+        pytest.param(["--job.name", "plain words"], "job", {"name": "plain words"}, id="plain text"),
+        pytest.param(["--job.name", '"2024"'], "job", {"name": "2024"}, id="quoted text"),
+        pytest.param(["--job.store", "/tmp/a b"], "job", {"store": pathlib.Path("/tmp/a b")}, id="path"),
+        pytest.param(["--privacy.allow_large_delta", "true"], "privacy", {"allow_large_delta": True}, id="truth value"),
+        pytest.param(["--privacy.total_epsilon", "1e-1"], "privacy", {"total_epsilon": 0.1}, id="float"),
+        pytest.param(["--source.min_value", "-1"], "source", {"min_value": -1.0}, id="negative number"),
+        pytest.param(["--source.paths", '["x.csv"]'], "source", {"paths": ["x.csv"]}, id="list"),
+        pytest.param(["--source.context", '{ a = "b" }'], "source", {"context": {"a": "b"}}, id="table"),
+        pytest.param(["--source.context.a", "b=c"], "source", {"context": {"a": "b=c"}}, id="equals sign in the value"),
+        pytest.param(["--cooccurrence.max_items", "auto"], "cooccurrence", {"max_items": "auto"}, id="auto"),
+        pytest.param(["--cooccurrence.max_items", "300"], "cooccurrence", {"max_items": 300}, id="number or auto"),
+        pytest.param(
+            ["--window.end", "2025-01-01T02:00:00+01:00"],
+            "window",
+            {"end": dt.datetime(2025, 1, 1, 1, tzinfo=dt.UTC)},
+            id="time with an offset",
+        ),
+        pytest.param(["--window.end", "2025-01-01T02:00:00"], "window", {"end": dt.datetime(2025, 1, 1, 2, tzinfo=dt.UTC)}, id="UTC"),
+    ],
+)
+def test_flags_have_toml_values_or_plain_text(path, flags, section, expected):
+    values = getattr(config.load(path, flags)[0], section).model_dump()
+    assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.xfail(strict=True, reason="bug: the flag is read as a TOML number, and refused")
+@pytest.mark.parametrize("text", ["2024", "true", "2025-01-01"])
+def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path, text):
+    assert config.load(path, ["--job.name", text])[0].job.name == text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        pytest.param(["--privacy.total_epsilon", "0"], r"privacy\.total_epsilon = 0: .* greater than 0", id="epsilon 0"),
+        pytest.param(["--privacy.total_epsilon", "-1"], r"privacy\.total_epsilon = -1: .* greater than 0", id="epsilon -1"),
+        pytest.param(["--privacy.total_epsilon", "nan"], r"privacy\.total_epsilon = nan: .* finite", id="epsilon NaN"),
+        pytest.param(["--privacy.total_epsilon", "inf"], r"privacy\.total_epsilon = inf: .* finite", id="epsilon infinite"),
+        pytest.param(["--privacy.total_delta", "0"], r"privacy\.total_delta = 0: .* greater than 0", id="delta 0"),
+        pytest.param(["--privacy.total_delta", "1"], r"privacy\.total_delta = 1: .* less than 1", id="delta 1"),
+        pytest.param(
+            ["--privacy.total_delta", "2.5e-4"],
+            r"privacy: total_delta = 0\.00025 must be below 1/expected_users = 0\.00025: .*allow_large_delta",
+            id="large delta",
+        ),
+        pytest.param(["--privacy.expected_users", "0"], r"privacy\.expected_users = 0: .* than or equal to 1", id="no users"),
+        pytest.param(["--privacy.unit", "event"], r"privacy\.unit = 'event': Input should be 'user'", id="unit"),
+        pytest.param(
+            ["--counts.budget_share", "0.5"],
+            r"budget shares must add up to 1, not selection\.budget_share 0\.08 \+ counts\.budget_share 0\.5 \+ .* = 1\.38",
+            id="shares",
+        ),
+        pytest.param(["--counts.budget_share", "0"], r"counts\.budget_share = 0: .* greater than 0", id="share 0"),
+        pytest.param(["--model.rnk", "3"], r"model\.rnk = 3: is not a known key", id="unknown key"),
+        pytest.param(["--model.rank", "many"], r"model\.rank = 'many': .* valid integer", id="wrong type"),
+        pytest.param(["--model.rank", "1.5"], r"model\.rank = 1\.5: .* valid integer", id="fraction"),
+        pytest.param(["--source.paths", "a.csv"], r"source\.paths = 'a\.csv': .* valid list", id="text for a list"),
+        pytest.param(["--source.paths", "[]"], r"source\.paths = \[\]: .* at least 1 item", id="no paths"),
+        pytest.param(["--source.kind", "xml"], r"source\.kind = 'xml': .* 'parquet', 'csv' or 'jsonl'", id="kind"),
+        pytest.param(["--source.columns.user", "u"], r"source\.columns: maps user, but an event has event_id, .*", id="column"),
+        pytest.param(["--source.event_types.x", "nan"], r"source\.event_types\.x = nan: .* finite", id="weight NaN"),
+        pytest.param(["--source.min_value", "nan"], r"source\.min_value = nan: .* finite", id="min_value NaN"),
+        pytest.param(["--source.max_malformed_share", "1.1"], r"max_malformed_share = 1\.1: .* or equal to 1", id="share over 1"),
+        pytest.param(
+            ["--window.end", "2025-01-01"], r"window: start = 2025-01-01 00:00:00\+00:00 must be before end = 2025-01-01", id="window"
+        ),
+        pytest.param(["--cooccurrence.max_items", "few"], r"cooccurrence\.max_items.* = 'few': .*'auto'", id="max_items"),
+        pytest.param(["--job.name="], r"job\.name = '': .* at least 1 character", id="empty text"),
+        pytest.param(["--model.rank"], r"^--model\.rank: needs a value", id="no value"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key_and_rule(path, flags, message):
+    with pytest.raises(config.JobFileError, match=f"(?s){message}"):
+        config.load(path, flags)
+
+
+def test_a_large_delta_may_be_allowed(path):
+    job, _ = config.load(path, ["--privacy.total_delta", "0.1", "--privacy.allow_large_delta", "true"])
+    assert job.privacy.total_delta == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(LEAST.replace("total_epsilon = 1.0\n", ""), r"privacy\.total_epsilon: is required but not given", id="key"),
+        pytest.param("", r"job: is required.*source: is required.*privacy: is required.*window: is required", id="all of it"),
+        pytest.param(LEAST + "[modle]\nrank = 3", r"modle = {'rank': 3}: is not a known key", id="section"),
+        pytest.param("model = 3\n" + LEAST, r"model = 3: Input should be a valid dictionary", id="not a section"),
+        pytest.param("[job", r"is not TOML: ", id="not TOML"),
+        pytest.param(LEAST + "[job]", r"is not TOML: ", id="twice the same section"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong(path, text, message):
+    path.write_text(text)
+    with pytest.raises(config.JobFileError, match=rf"(?s)job\.toml: ?\s*{message}"):
+        config.load(path)
+
+
+def test_every_mistake_is_told_at_once(path):
+    with pytest.raises(config.JobFileError) as caught:
+        config.load(path, ["--model.rank", "0", "--privacy.total_epsilon", "0", "--x.y", "1"])
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == ["  privacy.total_epsilon = 0", "  model.rank = 0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        pytest.param("SOTTOVOCE_MODEL__RANK", "many", r"model\.rank = 'many': .* valid integer", id="value"),
+        pytest.param("SOTTOVOCE_MODEL__RNK", "3", r"model\.rnk = '3': is not a known key", id="key"),
+        pytest.param("SOTTOVOCE_SOURCE__PATHS", "a.csv", "source", id="not JSON"),
+    ],
+)
+def test_a_wrong_variable_is_named(path, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(config.JobFileError, match=message):
+        config.load(path)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: TypeError from _split_flags")
+def test_a_key_inside_a_plain_value_is_refused(path):
+    with pytest.raises(config.JobFileError, match=r"model\.rank"):
+        config.load(path, ["--model.rank", "3", "--model.rank.x", "4"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda path: path / "none.toml", r"none\.toml: can't be read \(No such file or directory\)", id="no file"),
+        pytest.param(lambda path: path, r"can't be read \(Is a directory\)", id="directory"),
+    ],
+)
+def test_an_unreadable_file_is_named(tmp_path, make, message):
+    with pytest.raises(config.JobFileError, match=message):
+        config.load(make(tmp_path))
+
+
+def test_a_file_that_is_not_text_is_not_toml(path):
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(config.JobFileError, match=r"job\.toml: is not TOML: "):
+        config.load(path)
+
+
+def sections() -> dict[str, type[pydantic.BaseModel]]:
+    """The job file's sections; an optional one is given as a union with None."""
+    found = {}
+    for name, field in config.Job.model_fields.items():
+        union = isinstance(field.annotation, types.UnionType)
+        found[name] = next(a for a in typing.get_args(field.annotation) if a is not type(None)) if union else field.annotation
+    return found
+
+
+def documented() -> dict[tuple[str, str], str]:
+    """(section, key) -> the default column of docs/job-file.md."""
+    text = (pathlib.Path(config.__file__).parents[1] / "docs/job-file.md").read_text()
+    rows = {}
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        section = re.match(r"\[(\w+)\]", part)
+        for key, _, default in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", part, flags=re.MULTILINE) if section else ():
+            rows[section[1], key] = default
+    return rows
+
+
+def test_the_docs_name_every_key_and_no_other():
+    assert set(documented()) == {(name, key) for name, section in sections().items() for key in section.model_fields}
+
+
+def test_the_docs_tell_the_defaults():
+    for (section, key), default in documented().items():
+        field = sections()[section].model_fields[key]
+        if field.is_required():
+            assert default == "required", (section, key)
+        elif field.default is not None:
+            [shown] = re.findall("`(.*)`", default)
+            assert config._toml_value(shown.replace(r"\|", "|")) == field.default, (section, key)
+        else:
+            assert default == "none", (section, key)

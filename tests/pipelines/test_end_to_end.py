@@ -1,0 +1,62 @@
+"""From a synthetic world to SQL, by the commands a user types."""
+
+import collections
+import json
+
+import pytest
+
+from pipelines import cli
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A small world, released with little noise, trained and published."""
+    directory = tmp_path_factory.mktemp("world")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_STATE_HOME", str(directory / "state"))
+    for command in (
+        ["synth", str(directory), "--users", "1500", "--items", "100", "--seed", "7"],
+        ["key", str(directory / "pseudonym.key")],
+        ["run", str(directory / "job.toml"), "--privacy.total_epsilon", "20", "--counts.max_partitions_contributed=10"],
+    ):
+        assert cli.main(command) == 0
+    yield directory
+    patch.undo()
+
+
+def ask(sql: str, capfdbinary) -> list[dict]:
+    assert cli.main(["query", sql, "--format", "json"]) == 0
+    return json.loads(capfdbinary.readouterr().out)
+
+
+def test_recommendations_follow_the_planted_tastes(world, capfdbinary):
+    genres = {row["item_id"]: set(row["genre"]) for row in ask("select item_id, genre from items", capfdbinary)}
+    pairs = ask("select item_id, recommended_item_id from recommendations where rank <= 5", capfdbinary)
+    shared = sum(bool(genres[row["item_id"]] & genres[row["recommended_item_id"]]) for row in pairs) / len(pairs)
+    by_chance = sum(bool(a & b) for a in genres.values() for b in genres.values()) / len(genres) ** 2
+    assert shared > 1.2 * by_chance
+
+
+def test_every_item_has_recommendations_and_readable_titles(world, capfdbinary):
+    rows = ask("select item_id, count(*) as n from recommendations group by item_id", capfdbinary)
+    assert collections.Counter(row["n"] for row in rows) == {20: 100}
+    answer = ask("from recommend(['i000000', 'i000001'], 5)", capfdbinary)
+    assert [row["rank"] for row in answer] == [1, 2, 3, 4, 5]
+    assert all(row["title"] for row in answer)
+    assert not {"i000000", "i000001"} & {row["item_id"] for row in answer}
+
+
+def test_the_database_says_what_was_spent(world, capfdbinary):
+    [release, total] = ask("select total_epsilon, total_delta from privacy_spent()", capfdbinary)
+    assert release == total == {"total_epsilon": 20.0, "total_delta": 1e-6}
+    sections = ask("select distinct section from release_report order by all", capfdbinary)
+    assert [row["section"] for row in sections] == ["cooccurrence", "counts", "privacy", "selection"]
+
+
+def test_running_again_reads_the_release_back_and_charges_nothing(world, capfdbinary):
+    ledger = (world / "store" / "privacy_ledger.json").read_text()
+    flags = ["--privacy.total_epsilon=20", "--model.epochs=0"]
+    assert cli.main(["run", str(world / "job.toml"), *flags]) == 0
+    assert (world / "store" / "privacy_ledger.json").read_text() == ledger
+    assert ask("select version, epochs from model_versions", capfdbinary) == [{"version": 2, "epochs": 0}]
+    assert ask("select count(*) as n from privacy_ledger", capfdbinary) == [{"n": 4}]
