@@ -15,6 +15,7 @@ import pydantic_settings
 from pydantic import Field
 
 from data import errors
+from transforms.release import cooccurrence
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -135,8 +136,19 @@ class CooccurrenceSection(_Section):
     """[cooccurrence]: the item-item matrix. engine "reference" is PipelineDP's own VECTOR_SUM, for some hundred items."""
 
     budget_share: Share = 0.8
-    max_items: Annotated[int, Field(ge=1, le=5000)] | Literal["auto"] = "auto"
+    max_items: int | Literal["auto"] = "auto"
     engine: Literal["exact", "reference"] = "exact"
+
+    @pydantic.field_validator("max_items", mode="wrap")
+    @classmethod
+    def _auto_or_number(cls, given: Any, validate: pydantic.ValidatorFunctionWrapHandler) -> int | Literal["auto"]:
+        try:
+            max_items: int | Literal["auto"] = validate(given)
+        except pydantic.ValidationError:
+            max_items = 0
+        if max_items != "auto" and not 1 <= max_items <= cooccurrence.MAX_ITEMS:
+            raise ValueError(f'must be "auto" or in 1..{cooccurrence.MAX_ITEMS}: the matrix must fit into memory')
+        return max_items
 
 
 class ModelSection(_Section):

@@ -50,9 +50,11 @@ def _by_row(reduce: np.ufunc, data: np.ndarray, indptr: np.ndarray) -> np.ndarra
 
 
 def exact_sums(rows: sp.csr_matrix, first: int = 0, last: int | None = None) -> np.ndarray:
-    """Sums the outer products of quantised rows: rows first..last of the (n_items, n_items) sum, int64 on the grid."""
-    last = rows.shape[1] if last is None else last
-    return (rows[:, first:last].T @ rows).toarray()
+    """Sums the outer products of quantised rows, int64 on the grid: a block of the (n_items, n_items) sum.
+
+    The block is rows first..last and columns first.. of it: the lower triangle says the same as the upper.
+    """
+    return (rows[:, first:last].T @ rows[:, first:]).toarray()
 
 
 BLOCK_ROWS = 512
@@ -82,16 +84,30 @@ def empty_sums(items: pa.Table) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """Yields a zero for each block: it is released whether anybody is in it or not."""
     n_items = len(kept_items(items))
     for first, last in blocks(n_items):
-        yield (first, last), np.zeros((last - first, n_items), np.int64)
+        yield (first, last), np.zeros((last - first, n_items - first), np.int64)
 
 
-def add_sums(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Adds up parts of one block."""
-    first, *others = parts
-    total = first.copy()
-    for other in others:
-        total += other
-    return total
+class AddSums(beam.CombineFn):
+    """Adds up parts of one block, in place: blocks are large."""
+
+    def create_accumulator(self) -> np.ndarray | None:
+        return None
+
+    def add_input(self, accumulator: np.ndarray | None, part: np.ndarray) -> np.ndarray:
+        if accumulator is None:
+            return part.copy()
+        accumulator += part
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[np.ndarray | None]) -> np.ndarray | None:
+        total = None
+        for accumulator in accumulators:
+            if accumulator is not None:
+                total = self.add_input(total, accumulator)
+        return total
+
+    def extract_output(self, accumulator: np.ndarray | None) -> np.ndarray | None:
+        return accumulator
 
 
 def release_block(block: tuple[tuple[int, int], np.ndarray], noise_sd: float) -> pa.Table:
@@ -101,13 +117,14 @@ def release_block(block: tuple[tuple[int, int], np.ndarray], noise_sd: float) ->
     deviation `noise_sd` on it is noise_sd on the diagonal and noise_sd / sqrt(2) off it.
     """
     (first, _), sums = block
-    row, col = np.nonzero(np.arange(sums.shape[1]) >= np.arange(first, first + len(sums))[:, None])
-    diagonal = col == row + first
+    row, col = np.triu_indices(len(sums), m=sums.shape[1])
+    diagonal = row == col
     cells = sums[row, col]
     cells[diagonal] += noise.grid_gaussian(int(diagonal.sum()), noise_sd, GRID_BITS, noise.fresh_key())
     cells[~diagonal] += noise.grid_gaussian(int((~diagonal).sum()), noise_sd / math.sqrt(2), GRID_BITS, noise.fresh_key())
     log.info("released rows %d to %d of the co-occurrence matrix", first, first + len(sums) - 1)
-    return pa.table([(row + first).astype(np.int32), col.astype(np.int32), cells * 2.0**-GRID_BITS], schema=tables.ITEM_PAIRS)
+    positions = [(index + first).astype(np.int32) for index in (row, col)]
+    return pa.table([*positions, cells * 2.0**-GRID_BITS], schema=tables.ITEM_PAIRS)
 
 
 class ReleaseCooccurrence(beam.PTransform):
@@ -129,9 +146,11 @@ class ReleaseCooccurrence(beam.PTransform):
             beam.pvalue.AsIter(self._items),
         ).with_output_types(tuple[tuple[int, int], np.ndarray])
         nothing = self._items | "EmptySums" >> beam.FlatMap(empty_sums).with_output_types(tuple[tuple[int, int], np.ndarray])
+        # Added up by bucket first, beside where the parts are made: a part is as large as the whole matrix.
+        summed = parts | "AddSumsOfBuckets" >> beam.CombinePerKey(AddSums())
         return (
-            (parts, nothing)
-            | "Flatten" >> beam.Flatten()
-            | "AddSums" >> beam.CombinePerKey(add_sums)
+            (summed, nothing)
+            | "WithEmptySums" >> beam.Flatten()
+            | "AddSums" >> beam.CombinePerKey(AddSums())
             | "AddNoise" >> beam.Map(release_block, self._mechanism.noise_sd).with_output_types(pa.Table)
         )
