@@ -58,9 +58,9 @@ class Store:
         charges = self.ledger()
         published = sum(charge["status"] == PUBLISHED for charge in charges)
         return (
-            f"{self.path} was charged for {len(charges)} release(s) already, {published} of them published. Reading those again "
-            "costs nothing (`sottovoce train` and `publish`); a further release charges every user once more: ask for it with "
-            "--new-release."
+            f"{self.path} was charged for {len(charges)} release(s) already, {published} of them published. Reading those "
+            "again costs nothing (`sottovoce train` and `publish`); a further release charges every user once more: ask for "
+            "it with --new-release."
         )
 
     def ledger(self) -> list[dict[str, Any]]:
@@ -78,11 +78,15 @@ class Store:
 
     def commit(self, release_id: str, manifest: dict[str, Any]) -> Path:
         """Makes the attempt visible under its release id, once and whole, and marks its charge published."""
-        attempt, final = self.attempt(release_id), self.release_path(release_id)
-        write_json(attempt / "manifest.json", manifest)
+        final = self.release_path(release_id)
         with self._locked():
-            attempt.rename(final)
-            _sync(final.parent)
+            if not final.exists():  # or a crash came between the rename and the ledger
+                attempt = self.attempt(release_id)
+                for part in manifest["parts"]:
+                    _sync(attempt / part)
+                write_json(attempt / "manifest.json", manifest)
+                attempt.rename(final)
+                _sync(final.parent)
             published = [
                 {**entry, "status": PUBLISHED} if entry["release_id"] == release_id else entry for entry in self.ledger()
             ]
@@ -183,8 +187,8 @@ def write_json(path: Path, value: Any) -> None:
     _sync(path.parent)
 
 
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

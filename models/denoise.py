@@ -6,7 +6,7 @@ Frobenius norm (Gavish and Donoho 2017, "Optimal shrinkage of singular values", 
 
 The diagonal is left out and filled in from the low-rank signal itself (HeteroPCA: Zhang, Cai and Wu 2022, algorithm 1). In a
 co-occurrence matrix it says how often an item occurs with itself, which is no taste but swamps the weaker ones: with it,
-Recall@20 on the synthetic world at epsilon 1 was 0.146, without it 0.161.
+Recall@20 on the synthetic world (100,000 users, epsilon 1, 860 items) was 0.344, without it 0.378.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,8 @@ import numpy as np
 import scipy.linalg
 
 EDGE_SHARE = 0.9
-"""Eigenvalues below this share of the edge are dropped. Under 1: tastes of popular items stand out before the edge."""
+"""Eigenvalues below this share of the edge are dropped. Under 1: tastes of popular items stand out before the edge.
+Of 0.7 .. 1.1, the best on average over the synthetic world, Online Retail and MovieLens (tuning seeds)."""
 ROUNDS = 8
 """Passes that fill in the diagonal; it stands still after about five."""
 

@@ -52,9 +52,7 @@ def split_users(
     return Split(interactions[~chosen], part(~hidden), part(hidden))
 
 
-def recall_at_k(
-    score: Scores, history: sp.csr_matrix, held: sp.csr_matrix, k: int = 20, batch: int = 1000
-) -> np.ndarray:
+def recall_at_k(score: Scores, history: sp.csr_matrix, held: sp.csr_matrix, k: int = 20, batch: int = 1000) -> np.ndarray:
     """Returns each user's Recall@k, shape (n_users,): hits in the top k over min(k, items held); history left out."""
     recalls = []
     for start in range(0, history.shape[0], batch):

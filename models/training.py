@@ -19,7 +19,8 @@ ALL_ITEMS = "(every item)"
 """A feature of every item: the average taste, all that an item without features of its own has."""
 COLD_SHARE = 0.5
 """An item without co-occurrences counts as popular as its noisy score says, but at least as this share of the least popular
-item that has them: it can be shown, and seldom takes a known item's place (docs/model.md has the measurement)."""
+item that has them: it can be shown, and seldom takes a known item's place. No bias is needed: on the synthetic world any
+share from 0.1 to 1 gave the same Recall@20 over all items as leaving cold items out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Settings:
 
     rank: int = 128
     epochs: int = 1
-    learning_rate: float = 0.003
+    learning_rate: float = 0.0003
     neighbours: int = 50
     top_k: int = 20
     seed: int = 0

@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (README lists them). What a user can mend is one line, not a traceback."""
     _show_progress()
-    arguments, flags = _parser().parse_known_args(argv)
+    ours, rest = _split(sys.argv[1:] if argv is None else argv)
+    arguments, others = _parser().parse_known_args(rest)
+    flags = [*ours, *others]
     if flags and not getattr(arguments, "takes_flags", False):
         _parser().error(f"unrecognized arguments: {' '.join(flags)}")
     try:
@@ -35,6 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def main_of(command: str) -> None:
     """Runs one command as a program: `python -m pipelines.COMMAND JOB.toml ...`."""
     sys.exit(main([command, *sys.argv[1:]]))
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--section.key value` out of the words: argparse would not know that the value is one."""
+    ours: list[str] = []
+    rest = list(argv)
+    for index in range(len(rest) - 1, -1, -1):
+        name, equals, _ = rest[index].partition("=")
+        if name.startswith("--") and "." in name:
+            end = index + (1 if equals else 2)
+            ours[:0] = rest[index:end]
+            del rest[index:end]
+    return ours, rest
 
 
 def _parser() -> argparse.ArgumentParser:

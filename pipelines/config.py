@@ -5,6 +5,8 @@ the keys.
 """
 
 import datetime as dt
+import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,15 @@ from data import errors
 from transforms.release import cooccurrence
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+
+
+def _no_truth_value(given: Any) -> Any:
+    if isinstance(given, bool):
+        raise ValueError("must be a number")
+    return given
+
+
+Positive = Annotated[int, Field(ge=1), pydantic.BeforeValidator(_no_truth_value)]
 
 _SHARES = ("selection", "counts", "cooccurrence")
 
@@ -44,7 +54,7 @@ class SourceSection(_Section):
 
     kind: Literal["parquet", "csv", "jsonl"]
     paths: list[str] = Field(min_length=1)
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field({}, validate_default=True)
     context: dict[str, str] = {}
     event_types: dict[str, float] = Field(min_length=1)
     time_unit: Literal["s", "ms", "us"] | None = None
@@ -87,6 +97,12 @@ class PrivacySection(_Section):
     opt_out: Path | None = None
 
     @pydantic.model_validator(mode="after")
+    def _no_key_in_the_file(self) -> "PrivacySection":
+        if self.key_file and re.fullmatch("[0-9a-fA-F]{32,}", self.key_file.name):
+            raise ValueError("key_file must name a file that holds the key, not be the key")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _small_delta(self) -> "PrivacySection":
         if self.total_delta >= 1 / self.expected_users and not self.allow_large_delta:
             raise ValueError(
@@ -103,6 +119,13 @@ class WindowSection(_Section):
     start: dt.datetime
     end: dt.datetime
     slack_seconds: float = Field(0.0, ge=0)
+
+    @pydantic.field_validator("start", "end", mode="before")
+    @classmethod
+    def _no_number(cls, given: Any) -> Any:
+        if not isinstance(given, dt.date) and not re.match(r"\d{4}-", str(given)):
+            raise ValueError("must be a date or time, such as 2025-12-31 or 2025-12-31T08:00:00Z")
+        return given
 
     @pydantic.field_validator("start", "end")
     @classmethod
@@ -217,6 +240,7 @@ def load(path: Path, flags: Sequence[str] = ()) -> tuple[Job, list[str]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise JobFileError(f"{path}: is not TOML: {error}.") from error
     given, others = _split_flags(flags)
+    _check_environment()
 
     class JobOf(Job):
         @classmethod
@@ -238,17 +262,19 @@ def load(path: Path, flags: Sequence[str] = ()) -> tuple[Job, list[str]]:
 
 
 def _split_flags(flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Takes `--section.key value` and `--section.key=value` out; values are TOML, or else plain text."""
+    """Takes `--section.key value` and `--section.key=value` out; lists, tables and quoted text are TOML, the rest is plain."""
     ours: dict[str, Any] = {}
     others: list[str] = []
     rest = list(flags)
     while rest:
         flag = rest.pop(0)
         name, equals, value = flag.removeprefix("--").partition("=")
-        section, _, key = name.partition(".")
-        if not (flag.startswith("--") and key and section in Job.model_fields):
+        section, dot, key = name.partition(".")
+        if not (flag.startswith("--") and dot):
             others.append(flag)
             continue
+        if not key or section not in Job.model_fields:
+            raise JobFileError(f"--{name}: is not a known key; the sections are {', '.join(Job.model_fields)}.")
         if not equals:
             if not rest:
                 raise JobFileError(f"--{name}: needs a value.")
@@ -257,20 +283,44 @@ def _split_flags(flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         table = ours
         for part in tables:
             table = table.setdefault(part, {})
-        table[key] = _toml_value(value)
+            if not isinstance(table, dict):
+                raise JobFileError(f"--{name}: {part} has a value of its own already.")
+        table[key] = _value(value)
     return ours, others
 
 
-def _toml_value(text: str) -> Any:
+def _value(text: str) -> Any:
+    if not text.startswith(("[", "{", '"', "'")):
+        return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
+def _shown(given: Any) -> str:
+    """A value as a job file would have it: flags and variables give numbers as text."""
+    if not isinstance(given, str):
+        return repr(given)
+    try:
+        float(given)
+    except ValueError:
+        return repr(given)
+    return given
+
+
+def _check_environment() -> None:
+    """A misspelt variable must not be passed over: it may have been meant to lower the budget."""
+    prefix, delimiter = Job.model_config["env_prefix"], Job.model_config["env_nested_delimiter"]
+    for name in os.environ:
+        section, nested, _ = name.removeprefix(prefix).partition(str(delimiter))
+        if name.startswith(prefix) and nested and section.lower() not in Job.model_fields:
+            raise JobFileError(f"{name}: is not a known key; the sections are {', '.join(Job.model_fields)}.")
+
+
 def _explain(error: pydantic.ValidationError | pydantic_settings.SettingsError) -> list[str]:
     if not isinstance(error, pydantic.ValidationError):
-        return [f"  {error}"]
+        return [f"  {error} (environment variables {Job.model_config['env_prefix']}...: tables and lists are JSON there)."]
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"]) or "job file"
@@ -278,9 +328,10 @@ def _explain(error: pydantic.ValidationError | pydantic_settings.SettingsError) 
         if problem["type"] == "missing":
             lines.append(f"  {key}: is required but not given.")
         elif problem["type"] == "extra_forbidden":
-            lines.append(f"  {key} = {problem['input']!r}: is not a known key.")
+            # Without its value: it may be a secret in the wrong place.
+            lines.append(f"  {key}: is not a known key.")
         elif isinstance(problem["input"], dict | pydantic.BaseModel) and problem["type"] == "value_error":
             lines.append(f"  {key}: {rule}.")
         else:
-            lines.append(f"  {key} = {problem['input']!r}: {rule}.")
+            lines.append(f"  {key} = {_shown(problem['input'])}: {rule}.")
     return lines

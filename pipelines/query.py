@@ -38,15 +38,14 @@ def run(store: pathlib.Path, sql: str, format: Format, out: BinaryIO) -> None:
     """Answers one SELECT (or FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW) in UTF-8 or, for parquet, bytes.
 
     Raises:
-        QueryError: nothing is published yet, the statement isn't one that reads, or DuckDB refuses it.
+        database.NothingPublishedError: nothing is published yet.
+        QueryError: the statement isn't one that reads, or DuckDB refuses it.
     """
     write = _WRITERS[format]
     try:
         with database.connect(store) as connection:
             reader = connection.sql(_only_select(connection, sql)).to_arrow_reader(_BATCH_ROWS)
             write(_unique(reader.schema), iter(reader), out)
-    except database.NothingPublishedError as e:
-        raise QueryError(str(e)) from e
     except (duckdb.Error, pa.ArrowException) as e:
         raise QueryError(_one_line(str(e))) from e
 

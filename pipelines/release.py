@@ -90,21 +90,28 @@ def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
 
 
 def event_rules(job: config.Job, now: dt.datetime) -> decode.EventRules:
-    """The job file's [source] and [window] as rules for one row."""
+    """The job file's [source] and [window] as rules for one row.
+
+    Raises:
+        config.JobFileError: keys of [source] contradict each other.
+    """
     source = job.source
-    return decode.EventRules(
-        columns=source.columns,
-        event_types=source.event_types,
-        window_start=job.window.start,
-        window_end=job.window.end,
-        now=now,
-        context=source.context,
-        time_unit=source.time_unit,
-        min_value=source.min_value,
-        weigh_by_value=source.weigh_by_value,
-        max_skew_seconds=source.max_skew_seconds,
-        slack_seconds=job.window.slack_seconds,
-    )
+    try:
+        return decode.EventRules(
+            columns=source.columns,
+            event_types=source.event_types,
+            window_start=job.window.start,
+            window_end=job.window.end,
+            now=now,
+            context=source.context,
+            time_unit=source.time_unit,
+            min_value=source.min_value,
+            weigh_by_value=source.weigh_by_value,
+            max_skew_seconds=source.max_skew_seconds,
+            slack_seconds=job.window.slack_seconds,
+        )
+    except ValueError as error:
+        raise config.JobFileError(f"source: {error}") from error
 
 
 def build(
@@ -164,11 +171,17 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
         None if public is None else public.table["item_id"].combine_chunks(),
     )
     log.info("releasing %s of %s from %d file parts", planned.release_id, job.job.data_set, len(fragments))
-    with beam.Pipeline(options=direct.options(beam_flags)) as root:
+    try:
+        options = direct.options(beam_flags)
+    except ValueError as error:
+        raise config.JobFileError(str(error)) from error
+    with beam.Pipeline(options=options) as root:
         build(root, planned, ingest, allow_another)
     record = kept.run_record(planned.release_id) or {}
     if record.get("refused"):
         kept.discard(planned.release_id)
+        if record["exit_code"] == errors.AlreadyReleasedError.exit_code:
+            raise errors.AlreadyReleasedError(record["refused"])
         raise errors.RefusedError(
             f"{record['refused']} Dead letters: {kept.operator('dead_letters') / planned.release_id}.jsonl"
         )
@@ -189,13 +202,15 @@ def _opt_outs(job: config.Job) -> pa.Array | None:
     if path is None:
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise config.JobFileError(
             f"privacy.opt_out = {path}: can't be read ({reason}); give a file of one id a line."
         ) from error
-    return pa.array([line.strip() for line in lines if line.strip()], pa.string())
+    # An id may have spaces around it, and so may a line: whoever either names stays out.
+    ids = {id_ for line in lines for id_ in (line, line.strip()) if id_}
+    return pa.array(sorted(ids), pa.string())
 
 
 def _selection_params(plan: Plan) -> selection.SelectionParams:

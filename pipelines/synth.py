@@ -1,6 +1,7 @@
 """The synthetic world as files: events, items and a job file that is ready to run."""
 
 import datetime as dt
+import json
 import logging
 from pathlib import Path
 
@@ -11,23 +12,23 @@ _JOB = """\
 [job]
 name = "synthetic"
 data_set = "synthetic-{seed}"
-store = "{directory}/store"
+store = {store}
 
 [source]
 kind = "parquet"
-paths = ["{directory}/events/*.parquet"]
+paths = [{events}]
 columns = {{ event_id = "event_id", event_type = "event_type", value = "value", arrival_time = "arrival_time" }}
 event_types = {{ view = 1.0, purchase = 2.0 }}
 
 [catalogue]
-path = "{directory}/items.parquet"
+path = {catalogue}
 features = ["genre", "maker", "price"]
 
 [privacy]
 total_epsilon = 1.0
-total_delta = 1e-6
+total_delta = {delta!r}
 expected_users = {users}
-key_file = "{directory}/pseudonym.key"
+key_file = {key}
 
 [window]
 size = "all"
@@ -52,7 +53,17 @@ def run(directory: Path, users: int, items: int, seed: int) -> None:
         raise errors.BadRequestError(f"synth: {error}") from error
     day = dt.timedelta(days=1)
     job = _JOB.format(
-        users=users, items=items, seed=seed, directory=directory, start=world.start.date(), end=(world.end + day).date()
+        users=users,
+        items=items,
+        seed=seed,
+        delta=min(1e-6, 0.1 / users),
+        # A JSON string is a TOML string.
+        store=json.dumps(str(directory / "store")),
+        events=json.dumps(str(directory / "events" / "*.parquet")),
+        catalogue=json.dumps(str(directory / "items.parquet")),
+        key=json.dumps(str(directory / "pseudonym.key")),
+        start=world.start.date(),
+        end=(world.end + day).date(),
     )
     (directory / "job.toml").write_text(job, encoding="utf-8")
     log.info("wrote %s; next: sottovoce key %s/pseudonym.key && sottovoce run %s/job.toml", directory, directory, directory)

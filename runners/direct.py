@@ -11,6 +11,20 @@ def options(flags: Sequence[str]) -> PipelineOptions:
     """Returns Beam's options: the given flags, and where they name no runner, the in-process FnApiRunner.
 
     `--runner=DirectRunner` would try Prism first, which Beam downloads.
+
+    Raises:
+        ValueError: a flag that Beam doesn't know (it would ignore it), or a word that belongs to no flag.
     """
     given = any(flag.split("=")[0] == "--runner" for flag in flags)
-    return PipelineOptions([*([] if given else [f"--runner={_FN_API_RUNNER}"]), *flags])
+    options = PipelineOptions([*([] if given else [f"--runner={_FN_API_RUNNER}"]), *flags])
+    known = options.get_all_options()
+    unknown = [f"--{name}" for name in options.get_all_options(retain_unknown_options=True) if name not in known]
+    # A word is a flag's value only right after the flag.
+    words = [
+        flag
+        for before, flag in zip(["", *flags], flags, strict=False)
+        if not flag.startswith("-") and (not before.startswith("--") or "=" in before)
+    ]
+    if unknown or words:
+        raise ValueError(f"{' '.join([*unknown, *words])}: neither a --section.key of the job file nor a flag of Beam's.")
+    return options

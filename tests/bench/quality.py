@@ -27,7 +27,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from data import synthetic, tables
-from data.catalogue import Catalogue
+from data.catalogue import Catalogue, FeatureKind
 from models import evaluation, spectral, training
 from transforms.privacy import budget
 from transforms.release import cooccurrence, selection
@@ -35,9 +35,10 @@ from transforms.release import cooccurrence, selection
 SHARES = {budget.SELECTION: 0.08, "counts": 0.12, budget.COOCCURRENCE: 0.8}
 HELD_OUT_SYNTHETIC = 2_000
 HELD_OUT_SHARE = 0.15
-EASE_PENALTIES = (100, 300, 1_000, 3_000, 10_000, 30_000)
-SPECTRAL_RANKS = (16, 32, 64, 128, 256, 512)
-SPECTRAL_PENALTIES = (10, 30, 100, 300)
+EASE_PENALTIES = (30, 100, 300, 1_000, 3_000, 10_000)
+FACTOR_RANKS = (64, 128)
+LOW_RANK = 512
+LOW_RANK_PENALTIES = (30, 100, 300)
 
 
 class Data(NamedTuple):
@@ -63,7 +64,7 @@ class Release(NamedTuple):
 
 def load_synthetic(seed: int, users: int, items: int) -> Data:
     world = synthetic.World(seed=seed, users=users + HELD_OUT_SYNTHETIC, items=items)
-    kinds = {"title": "text", "genre": "multi", "maker": "categorical", "price": "number"}
+    kinds: dict[str, FeatureKind] = {"title": "text", "genre": "multi", "maker": "categorical", "price": "number"}
     return Data(world.interactions().astype(np.float32), Catalogue(world.catalogue(), kinds), real=False)
 
 
@@ -105,7 +106,7 @@ def release(rows: sp.csr_matrix, ids: list[str], total: budget.Budget, max_items
     scores = exact + rng.normal(0, sigmas[budget.SELECTION], len(exact))
     order = np.argsort(-scores, kind="stable")
     sigma = sigmas[budget.COOCCURRENCE]
-    kept = max_items or selection.items_to_keep(scores[order], sigma / math.sqrt(2), rows.shape[0])
+    kept = max_items or selection.items_to_keep(scores[order], sigma / math.sqrt(2), rows.shape[0], cooccurrence.MAX_ITEMS)
     quantised = cooccurrence.quantise_rows(rows[:, order[:kept]].tocsr())
     matrix = cooccurrence.exact_sums(quantised) * 2.0**-cooccurrence.GRID_BITS
     upper = np.triu(rng.normal(0, sigma / math.sqrt(2), matrix.shape), 1)
@@ -153,28 +154,36 @@ def private_models(
 def public_models(split: evaluation.Split) -> collections.abc.Iterator[tuple[str, evaluation.Scores]]:
     """Yields models without privacy over all items: EASE (Steck 2019) and spectral ones, for each regulariser."""
     rows = split.train.astype(np.float64)
-    gram = (rows.T @ rows).toarray()
-    n = len(gram)
+    n = rows.shape[1]
+    every = np.arange(n)
+    gram = (rows.T @ rows).toarray().astype(np.float32)
     for penalty in EASE_PENALTIES:
-        precision = scipy.linalg.inv(gram + penalty * np.eye(n), overwrite_a=True, check_finite=False)
-        weights = (-precision / np.diag(precision)).astype(np.float32)
-        np.fill_diagonal(weights, 0)
+        weights = ease(gram, penalty)
         yield f"EASE, penalty {penalty}", lambda seen, weights=weights: seen @ weights
     sizes = np.sqrt(np.maximum(1, np.asarray(rows.sum(1)).ravel()))
     scaled = sp.csr_matrix(sp.diags(1 / sizes) @ rows)
     scores = np.asarray(scaled.sum(0)).ravel()
     gram = (scaled.T @ scaled).toarray()
-    every = np.arange(n)
-    values, vectors = scipy.linalg.eigh(gram, subset_by_index=(max(0, n - max(SPECTRAL_RANKS)), n - 1))
-    for rank in (rank for rank in SPECTRAL_RANKS if rank < n):
+    for rank in FACTOR_RANKS:
         own = spectral.fit(gram, scores, 0.0, rank)
         yield f"factor model, rank {rank}", fold_in(own.item, own.history, 0.0, every)
-        for penalty in SPECTRAL_PENALTIES:
-            item = vectors[:, -rank:] * np.sqrt(values[-rank:] / (values[-rank:] + penalty))
-            yield f"spectral, rank {rank}, penalty {penalty}", fold_in(item, item, 0.0, every)
-            # EASE in closed form on the low-rank matrix: no item recommends itself.
-            apart = item / np.maximum(1 - (item**2).sum(1, keepdims=True), 0.05)
-            yield f"low-rank EASE, rank {rank}, penalty {penalty}", fold_in(apart, item, 0.0, every)
+    values, vectors = scipy.linalg.eigh(gram, subset_by_index=(max(0, n - LOW_RANK), n - 1))
+    for penalty in LOW_RANK_PENALTIES:
+        item = vectors * np.sqrt(np.maximum(values, 0) / (np.maximum(values, 0) + penalty))
+        yield f"spectral, penalty {penalty}", fold_in(item, item, 0.0, every)
+        # EASE in closed form on the low-rank matrix: no item recommends itself.
+        apart = item / np.maximum(1 - (item**2).sum(1, keepdims=True), 0.05)
+        yield f"low-rank EASE, penalty {penalty}", fold_in(apart, item, 0.0, every)
+
+
+def ease(gram: np.ndarray, penalty: float) -> np.ndarray:
+    """Returns EASE's weights (n_items, n_items), Steck 2019, equation 8, from the float32 Gram matrix."""
+    factor, _ = scipy.linalg.lapack.spotrf(gram + penalty * np.eye(len(gram), dtype=np.float32), lower=1)
+    lower = np.tril(scipy.linalg.lapack.spotri(factor, lower=1)[0])
+    precision = lower + np.tril(lower, -1).T
+    weights = -precision / np.diag(precision)
+    np.fill_diagonal(weights, 0)
+    return weights
 
 
 def measure(data: Data, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
@@ -191,10 +200,11 @@ def measure(data: Data, arguments: argparse.Namespace, seed: int) -> dict[str, f
     results = {"items kept": float(len(released.matrix))}
     for name, scores in private_models(data, released, arguments.epochs, seed):
         results[name] = recall(scores)
+    print(f"  seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()), flush=True)
     if arguments.without_privacy:
         public = {name: recall(scores) for name, scores in public_models(split)}
         best = max(public, key=lambda name: public[name])
-        print(f"  best without privacy, seed {seed}: {best}")
+        print(f"  best without privacy, seed {seed}: {best}, {public[best]:.4f}")
         results["without privacy, best"] = public[best]
         best_private = max(value for name, value in results.items() if name.startswith(("spectral", "LightFM")))
         results["private / without privacy"] = best_private / public[best]

@@ -51,7 +51,7 @@ def test_reserving_the_same_release_again_changes_nothing(kept, allow_another):
 
 def test_a_second_release_is_refused_even_if_the_first_was_never_published(kept):
     kept.reserve("a", CHARGE, allow_another=False)
-    with pytest.raises(errors.AlreadyReleasedError, match=r"(?s)store holds 1 release\(s\) already.*--new-release"):
+    with pytest.raises(errors.AlreadyReleasedError, match=r"store .* 1 release\(s\) already.*--new-release"):
         kept.reserve("b", CHARGE, allow_another=False)
     assert [entry["release_id"] for entry in kept.ledger()] == ["a"]
 
@@ -90,7 +90,6 @@ def test_a_release_that_the_ledger_does_not_know_is_not_published(kept):
     assert kept.published() == []
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the second commit fails with OSError, the directory isn't empty")
 def test_a_retried_commit_finishes_what_a_crash_left(kept):
     release(kept, "a", "x")
     [manifest] = kept.published()

@@ -6,7 +6,7 @@ import pathlib
 import pyarrow.parquet as pq
 import pytest
 
-from data import database
+from data import database, errors
 from pipelines import query
 from tests.data.test_database import make_contents
 
@@ -111,5 +111,5 @@ def test_refusals_are_one_line(store, sql, message):
 
 
 def test_a_store_without_a_database_says_so(tmp_path):
-    with pytest.raises(query.QueryError, match="nothing is published in this store yet"):
+    with pytest.raises(errors.NothingThereError, match="nothing is published in this store yet"):
         run(tmp_path, "FROM items", "table")

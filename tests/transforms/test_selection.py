@@ -103,8 +103,18 @@ def test_noise_has_the_charged_scale(drawn, accepted):
 
 
 def test_how_many_items_to_keep_follows_from_signal_and_noise():
-    falling = np.sort(1e4 / np.arange(1, 2001))[::-1]
-    kept = [selection.items_to_keep(falling, sd, 10_000) for sd in (0.5, 5.0, 50.0)]
-    assert kept == sorted(kept, reverse=True)
-    assert len(set(kept)) == 3
-    assert selection.items_to_keep(np.array([-1.0, -2.0, -3.0]), 5.0, 100) == 2
+    falling = 1e4 / np.arange(1, 2001)
+    norm = np.linalg.norm(falling)
+    # 1e4 / m * norm / users >= 0.02 * sd * m
+    expected = [int(np.sqrt(1e4 * norm / 10_000 / (0.02 * sd))) for sd in (1.0, 5.0, 50.0)]
+    assert [selection.items_to_keep(falling, sd, 10_000, 2000) for sd in (1.0, 5.0, 50.0)] == expected
+    assert len(set(expected)) == 3
+
+
+@pytest.mark.parametrize(
+    ("scores", "most", "kept"),
+    [(-np.ones(100), 100, 50), (-np.ones(3), 100, 3), (1e9 * np.ones(100), 70, 70)],
+    ids=["noise alone", "few items", "a full matrix"],
+)
+def test_how_many_items_to_keep_has_bounds(scores, most, kept):
+    assert selection.items_to_keep(scores, 5.0, 100, most) == kept

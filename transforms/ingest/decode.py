@@ -19,8 +19,12 @@ from transforms.ingest import pseudonym, sources
 MAX_VALUE = 1e9
 """Values beyond are malformed: their squares must stay far from overflow."""
 
+_MICROSECONDS = {"s": 1_000_000, "ms": 1000, "us": 1}
+_MAX_INT64 = 2**63 - 1
+
 OK = "ok"
-DROPPED = ("opted out", "below min_value", "outside the window", "late")
+OPTED_OUT = "opted out"
+DROPPED = (OPTED_OUT, "below min_value", "outside the window", "late")
 """Reasons to leave a well-formed event out. Every other reason but OK makes a dead letter."""
 
 DEAD_LETTERS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
@@ -101,8 +105,13 @@ class Decoder:
 
     def decode(self, file: str, batch: pa.Table) -> Decoded:
         """Decodes rows as `sources.read` yields them."""
-        self._connection.register("batch", batch)
-        rows = self._connection.sql(_query(self._rules, batch.schema, self._has_catalogue)).to_arrow_table()
+        given = self._rules.source_columns
+        # DuckDB's names have no case, and some types of Arrow's it doesn't take: columns go in by number.
+        columns = {_number(i): _for_duckdb(batch[name]) for i, name in enumerate(given)}
+        place = {name: batch[name] for name in (sources.ROW, sources.PROBLEM, sources.RAW)}
+        numbered = pa.table({**columns, **place})
+        self._connection.register("batch", numbered)
+        rows = self._connection.sql(_query(self._rules, numbered.schema, self._has_catalogue)).to_arrow_table()
         self._connection.unregister("batch")
         outcome = rows["outcome"]
         tally = {entry["values"]: entry["counts"] for entry in pc.value_counts(outcome).to_pylist()}
@@ -122,9 +131,10 @@ def _dead_letters(file: str, rows: pa.Table) -> pa.Table:
 
 
 def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
-    """The whole decoding as one query over the view `batch`, row for row. All names and texts in it are quoted."""
-    theirs = {name: _name(column) for name, column in rules.columns.items()}
-    types = {name: schema.field(column).type for name, column in rules.columns.items()}
+    """The whole decoding as one query over the view `batch`, row for row. All texts in it are quoted."""
+    number = {column: _number(i) for i, column in enumerate(rules.source_columns)}
+    theirs = {name: number[column] for name, column in rules.columns.items()}
+    types = {name: schema.field(number[column]).type for name, column in rules.columns.items()}
 
     def given(name: str) -> str:
         if name not in theirs:
@@ -138,8 +148,8 @@ def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
     value = f"try_cast({theirs['value']} as double)" if "value" in theirs else "null::double"
     weights = " ".join(f"when {_string(name)} then {weight!r}::double" for name, weight in rules.event_types.items())
     context_keys = ", ".join(map(_string, rules.context))
-    context_values = ", ".join(f"{_name(column)}::varchar" for column in rules.context.values())
-    raw = ", ".join(f"{_string(column)}, {_name(column)}::varchar" for column in rules.source_columns)
+    context_values = ", ".join(f"{number[column]}::varchar" for column in rules.context.values())
+    raw = ", ".join(f"{_string(column)}, {number[column]}::varchar" for column in rules.source_columns)
     return f"""
         with decoded as (
             select {sources.ROW}, {sources.PROBLEM} as problem,
@@ -162,7 +172,6 @@ def _outcome(rules: EventRules, has_catalogue: bool) -> str:
     types = ", ".join(map(_string, rules.event_types))
     skew, slack = (f"interval {_seconds(s)} second" for s in (rules.max_skew_seconds, rules.slack_seconds))
     tests: list[tuple[str, str]] = [
-        ("privacy_id in (from opt_outs)", "opted out"),
         ("privacy_id is null", "privacy_id is missing"),
         ("item_id is null", "item_id is missing"),
         ("given_time is null", "event_time is missing"),
@@ -189,7 +198,8 @@ def _outcome(rules: EventRules, has_catalogue: bool) -> str:
         (f"arrival_time > {_timestamp(rules.window_end)} + {slack}", "late"),
     ]
     cases = " ".join(f"when {condition} then {_string(reason)}" for condition, reason in tests)
-    return f"case when problem is not null then problem {cases} else {_string(OK)} end"
+    opted_out = f"when privacy_id in (from opt_outs) then {_string(OPTED_OUT)}"
+    return f"case {opted_out} when problem is not null then problem {cases} else {_string(OK)} end"
 
 
 def _text(column: str, kind: pa.DataType) -> str:
@@ -206,8 +216,7 @@ def _time(column: str, kind: pa.DataType, unit: str | None) -> str:
         return f"try_cast({column} as timestamptz)"
     if unit is None:
         return f"try_cast({column}::varchar as timestamptz)"
-    microseconds = {"s": 1e6, "ms": 1e3, "us": 1.0}[unit]
-    return f"try(make_timestamptz((try_cast({column} as double) * {microseconds!r})::bigint))"
+    return f"try(make_timestamptz((try_cast({column} as double) * {_MICROSECONDS[unit]})::bigint))"
 
 
 def _seconds(seconds: float) -> str:
@@ -222,8 +231,22 @@ def _string(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
+def _number(column: int) -> str:
+    return f"c{column}"
+
+
+def _for_duckdb(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Makes a column one that DuckDB takes: times beyond microseconds become null, rare number types common ones."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.unit in ("s", "ms"):
+        steps, most = column.cast(pa.int64()), _MAX_INT64 // _MICROSECONDS[kind.unit]
+        fits = pc.and_(pc.less(steps, most), pc.greater(steps, -most))
+        return pc.if_else(fits, column, pa.scalar(None, kind))
+    if pa.types.is_float16(kind):
+        return column.cast(pa.float32())
+    if pa.types.is_decimal256(kind):
+        return column.cast(pa.string())
+    return column
 
 
 def malformed_share(outcomes: Mapping[str, int]) -> float:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,15 +32,20 @@ def write_key(path: Path) -> None:
     """Writes a new random key, readable by the owner alone.
 
     Raises:
-        PseudonymKeyError: a key is there already.
+        PseudonymKeyError: a key is there already, or the file can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written whole under another name (mode 0600), then linked: a crash leaves no half a key.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".") as file:
+            file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            path.hardlink_to(file.name)
     except FileExistsError as error:
         raise PseudonymKeyError(f"{path} is there already: a new key would make every user a new one. Keep it.") from error
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+    except OSError as error:
+        raise PseudonymKeyError(f"{path} can't be written ({error.strerror}).") from error
 
 
 def read_key(path: Path | None) -> bytes:

@@ -3,17 +3,21 @@
 A row that can't be decoded stays a row, with its problem and its raw text beside it, and never takes its neighbours along.
 """
 
+import codecs
 import csv
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any, BinaryIO, Literal
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from data import errors
@@ -27,6 +31,7 @@ RAW = "__raw"
 
 _BATCH_ROWS = 100_000
 _BLOCK_BYTES = 16 << 20
+_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
 class SourceError(errors.BadInputError):
@@ -50,7 +55,11 @@ def find_fragments(kind: Kind, patterns: Sequence[str], columns: Sequence[str]) 
         SourceError: what is wrong with which file.
     """
     fragments = []
-    for pattern, match in zip(patterns, FileSystems.match(list(patterns)), strict=True):
+    for pattern in patterns:
+        try:
+            [match] = FileSystems.match([pattern])
+        except (BeamIOError, ValueError) as error:
+            raise SourceError(f"source.paths: {pattern!r} can't be looked up ({type(error).__name__}).") from error
         if not match.metadata_list:
             raise SourceError(f"source.paths: no file matches {pattern!r}.")
         for file in sorted(match.metadata_list, key=lambda file: file.path):
@@ -61,70 +70,121 @@ def find_fragments(kind: Kind, patterns: Sequence[str], columns: Sequence[str]) 
 
 
 def _fragments_of(kind: Kind, path: str, columns: Sequence[str]) -> list[Fragment]:
-    if kind == "jsonl":
-        return [Fragment(kind, path)]
-    with FileSystems.open(path) as file:
-        if kind == "csv":
-            _check_columns(path, next(csv.reader(io.TextIOWrapper(file, "utf-8", errors="replace"))), columns)
-            return [Fragment(kind, path)]
-        try:
-            parquet = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise SourceError(f"{path} can't be read as Parquet: {error}.") from error
-        _check_columns(path, parquet.schema_arrow.names, columns)
+    try:
+        if kind == "parquet":
+            return _row_groups(path, columns)
+        with _open(path) as file:
+            first_line = file.readline()
+    except (OSError, EOFError, pa.ArrowException, BeamIOError) as error:
+        # Only the kind of error: the message may quote what is in the file.
+        name = "Parquet" if kind == "parquet" else kind.upper()
+        raise SourceError(f"{path} can't be read as {name} ({type(error).__name__}).") from error
+    if kind == "csv":
+        _check_columns(path, _header(path, first_line), columns, "")
+    return [Fragment(kind, path)]
+
+
+def _row_groups(path: str, columns: Sequence[str]) -> list[Fragment]:
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        _check_columns(path, names, columns, f" It has {', '.join(map(repr, names[:50]))}.")
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        firsts = np.cumsum([1, *sizes])
-        return [Fragment(kind, path, i, int(firsts[i])) for i in range(len(sizes))]
+    firsts = np.cumsum([1, *sizes])
+    return [Fragment("parquet", path, i, int(firsts[i])) for i in range(len(sizes))]
 
 
-def _check_columns(path: str, present: Sequence[str], columns: Sequence[str]) -> None:
-    missing = [column for column in columns if column not in present]
-    if missing:
-        raise SourceError(
-            f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. "
-            "Set source.columns (ours = theirs)."
-        )
+def _check_columns(path: str, present: Sequence[str], columns: Sequence[str], hint: str) -> None:
+    for rule, wrong in (
+        ("no column", [column for column in columns if column not in present]),
+        ("more than one column", [column for column in columns if present.count(column) > 1]),
+    ):
+        if wrong:
+            raise SourceError(
+                f"{path} has {rule} {', '.join(map(repr, wrong))}.{hint} Set source.columns (ours = theirs); "
+                "a CSV file's first line names its columns, with commas between."
+            )
+
+
+def _open(path: str) -> io.BufferedReader:
+    """Opens a text file, decompressed by its suffix, without the byte order mark that it may start with."""
+    raw = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    codec = _CODECS.get(PurePath(path).suffix)
+    plain = pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec) if codec else raw
+    file = io.BufferedReader(plain, _BLOCK_BYTES)
+    if file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+    return file
+
+
+def _header(path: str, line: bytes) -> list[str]:
+    """The column names in a CSV file's first line."""
+    try:
+        [names] = csv.reader([line.decode("utf-8")])
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise SourceError(f"{path}: the first line must name the columns, in UTF-8, and isn't blank.") from error
+    if not names:
+        raise SourceError(f"{path}: the first line must name the columns, in UTF-8, and isn't blank.")
+    return names
 
 
 def read(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yields the fragment's rows: the given columns, and ROW, PROBLEM and RAW."""
-    with FileSystems.open(fragment.path) as file:
-        yield from _READERS[fragment.kind](file, fragment, columns)
+    return _READERS[fragment.kind](fragment, columns)
 
 
-def _read_parquet(file: BinaryIO, fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+def _read_parquet(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
     first = fragment.first
-    parquet = pq.ParquetFile(file)
-    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[fragment.row_group], columns=list(columns)):
-        yield _with_place(pa.Table.from_batches([batch]), np.arange(first, first + batch.num_rows))
-        first += batch.num_rows
+    with FileSystems.open(fragment.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        parquet = pq.ParquetFile(file)
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[fragment.row_group], columns=list(columns)):
+            table = pa.Table.from_batches([batch]).select(list(columns))
+            yield _with_place(table, np.arange(first, first + batch.num_rows))
+            first += batch.num_rows
 
 
-def _read_csv(file: BinaryIO, fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+def _read_csv(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
     invalid: list[Any] = []
     valid_before: list[int] = []
 
     def keep(row: Any) -> str:
-        # The reader counts the header as row 1.
-        valid_before.append(row.number - fragment.first - 1 - len(valid_before))
+        valid_before.append(row.number - 1 - len(valid_before))
         invalid.append(row)
         return "skip"
 
-    reader = pa.csv.open_csv(
-        file,
-        pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-        pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=keep),
-        pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(columns, pa.binary()), include_columns=list(columns), strings_can_be_null=False
-        ),
-    )
-    done = 0
-    for batch in reader:
-        index = np.arange(done, done + batch.num_rows)
-        numbers = fragment.first + index + np.searchsorted(valid_before, index, side="right")
-        yield _decode_text(pa.Table.from_batches([batch]), numbers)
-        done += batch.num_rows
+    with _open(fragment.path) as file:
+        names = _header(fragment.path, file.readline())
+        if not file.peek(1):
+            return
+        reader = pa.csv.open_csv(
+            file,
+            # Every byte is a character of Latin-1: no row can be undecodable for the reader, and none stops the file.
+            pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, column_names=names, encoding="latin1"),
+            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=keep),
+            pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns), strings_can_be_null=False
+            ),
+        )
+        done = 0
+        for batch in reader:
+            index = np.arange(done, done + batch.num_rows)
+            numbers = fragment.first + index + np.searchsorted(valid_before, index, side="right")
+            yield _decode_text(pa.Table.from_batches([_bytes_of_latin1(batch)]), numbers)
+            done += batch.num_rows
     yield from _invalid_rows(invalid, columns)
+
+
+def _bytes_of_latin1(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Turns text that was read as Latin-1 back into the file's bytes; only distinct values beyond ASCII take time."""
+    columns = []
+    for column in batch.columns:
+        if pc.sum(pc.binary_length(column)).as_py() == pc.sum(pc.utf8_length(column)).as_py():
+            columns.append(column.cast(pa.binary()))
+        else:
+            encoded = column.dictionary_encode()
+            values = [text.encode("latin1") for text in encoded.dictionary.to_pylist()]
+            columns.append(pa.array(values, pa.binary()).take(encoded.indices))
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _invalid_rows(invalid: Sequence[Any], columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -132,14 +192,14 @@ def _invalid_rows(invalid: Sequence[Any], columns: Sequence[str]) -> Iterator[pa
         nothing = pa.table({column: pa.nulls(len(invalid), pa.string()) for column in columns})
         yield _with_place(
             nothing,
-            np.array([row.number - 1 for row in invalid]),
+            np.array([row.number for row in invalid]),
             pa.array([f"CSV row has {row.actual_columns} columns, not {row.expected_columns}" for row in invalid]),
-            pa.array([row.text for row in invalid]),
+            pa.array([row.text.encode("latin1").decode(errors="replace") for row in invalid]),
         )
 
 
-def _read_jsonl(file: BinaryIO, fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
-    with duckdb.connect(config={"threads": 1}) as connection:
+def _read_jsonl(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with _open(fragment.path) as file, duckdb.connect(config={"threads": 1}) as connection:
         first = fragment.first
         for lines in _blocks_of_lines(file):
             numbers = np.arange(first, first + len(lines))
@@ -163,21 +223,21 @@ def _decode_json(connection: duckdb.DuckDBPyConnection, lines: pa.Table, columns
     """Takes scalar members of each line's object as text; an absent, null or nested member is null."""
     members = []
     for column in columns:
-        path = _sql_string('$."' + column.replace('"', '\\"') + '"')
-        name = '"' + column.replace('"', '""') + '"'
+        # A JSON pointer (RFC 6901) takes every name literally.
+        pointer = _sql_string("/" + column.replace("~", "~0").replace("/", "~1"))
         members.append(
-            f"case when json_type(line, {path}) not in ('OBJECT', 'ARRAY', 'NULL') "
-            f"then json_extract_string(line, {path}) end as {name}"
+            f"case when json_type(line, {pointer}) not in ('OBJECT', 'ARRAY', 'NULL') "
+            f"then json_extract_string(line, {pointer}) end"
         )
     connection.register("lines", lines)
     query = f"""
         select {", ".join(members)}, {ROW},
-            coalesce({PROBLEM}, case when line is null then 'not a JSON object' end) as {PROBLEM}, {RAW}
+            coalesce({PROBLEM}, case when line is null then 'not a JSON object' end), {RAW}
         from (select *, case when json_valid({RAW}) and json_type({RAW}) = 'OBJECT' then {RAW} end as line from lines)
     """
     table = connection.sql(query).to_arrow_table()
     connection.unregister("lines")
-    return table
+    return table.rename_columns([*columns, ROW, PROBLEM, RAW])
 
 
 def _decode_text(table: pa.Table, numbers: np.ndarray, raw: str | None = None) -> pa.Table:

@@ -23,18 +23,20 @@ def reserve(
     """
     kept = store.Store(store_path)
     share = decode.malformed_share(outcomes)
-    refused = None
+    refused, exit_code = None, 0
     if share > max_malformed_share:
         refused = (
             f"{share:.2%} of the rows are malformed, more than source.max_malformed_share = {max_malformed_share:.2%}; "
             "nothing was spent."
         )
+        exit_code = errors.RefusedError.exit_code
     else:
         try:
             kept.reserve(release_id, charge, allow_another)
         except errors.AlreadyReleasedError as error:
-            refused = str(error)
-    kept.write_run_record(release_id, {"outcomes": outcomes, "malformed_share": share, "refused": refused})
+            refused, exit_code = str(error), error.exit_code
+    record = {"outcomes": outcomes, "malformed_share": share, "refused": refused, "exit_code": exit_code}
+    kept.write_run_record(release_id, record)
     if not refused:
         yield release_id
 

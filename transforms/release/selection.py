@@ -14,6 +14,7 @@ from scipy import stats
 from data import tables
 from transforms import bounding
 from transforms.privacy import budget, noise
+from transforms.release import cooccurrence
 
 GRID_BITS = 30
 """Scores are exact multiples of 2^-30: room for 2^33 users."""
@@ -66,19 +67,30 @@ def add_scores(tables: Iterable[pa.Table]) -> pa.Table:
     return added.rename_columns(SCORES.names).cast(SCORES)
 
 
-def items_to_keep(scores: np.ndarray, noise_sd: float, expected_users: int) -> int:
+KEEP_SIGNAL = 0.02
+"""Signal over noise that the least item to keep needs. Found on tuning seeds of the synthetic world, where 0.015 to 0.025 do
+as well, and checked on real data (docs/model.md has the table)."""
+LEAST_KEPT = 50
+
+
+def items_to_keep(scores: np.ndarray, noise_sd: float, expected_users: int, most: int) -> int:
     """How many of the best items the co-occurrence matrix should have, from released and public figures alone.
 
+    The last of m items is worth keeping when its row stands out: if items met by popularity alone, row i of the matrix would
+    have norm p_i |p| / users. The noise that one more item costs grows with m, the more so as each user's row, whose norm
+    is 1, is spread over more items.
+
     Args:
-        scores: noisy, in descending order, (n_items,).
+        scores: p, noisy, in descending order, (n_items,).
         noise_sd: of an off-diagonal cell of the matrix.
         expected_users: a public figure.
+        most: that the matrix can have.
     """
-    positive = np.maximum(scores, 0)
-    m = np.arange(1, len(scores) + 1)
-    signal = positive * np.linalg.norm(positive) / expected_users
-    worth = np.flatnonzero(signal >= noise_sd * np.sqrt(m))
-    return int(worth[-1]) + 1 if len(worth) else min(len(scores), 2)
+    p = np.maximum(scores, 0)
+    signal = p * np.linalg.norm(p) / expected_users
+    worth = np.flatnonzero(signal >= KEEP_SIGNAL * noise_sd * np.arange(1, len(p) + 1))
+    kept = worth[-1] + 1 if len(worth) else 0
+    return int(min(max(kept, LEAST_KEPT), most, len(p)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +128,9 @@ def release_scores(exact: pa.Table, params: SelectionParams) -> pa.Table:
     if params.public_items is None:
         limit = threshold(params.mechanism.noise_multiplier, params.mechanism.delta, params.max_partitions_contributed)
         table = table.filter(pc.greater(table["score"], limit))
-    kept = params.max_items or items_to_keep(table["score"].to_numpy(), params.cooccurrence_sd, params.expected_users)
+    kept = params.max_items or items_to_keep(
+        table["score"].to_numpy(), params.cooccurrence_sd, params.expected_users, cooccurrence.MAX_ITEMS
+    )
     position = np.arange(table.num_rows)
     return table.append_column("position", pa.array(position, pa.int32(), mask=position >= kept)).cast(tables.ITEMS)
 
