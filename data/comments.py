@@ -112,7 +112,8 @@ MACROS: Mapping[str, str] = {
     "which are left out. Repeats and unknown ids are ignored; with no known id, the popular items. "
     "Example: FROM recommend(['85123A', '22423'], 5).",
     "similar_items": "similar_items(item, k := 10): the k items whose embeddings point most nearly the same way "
-    "(cosine similarity, popularity aside). Unknown items have none.",
+    "(cosine similarity, popularity aside), for an item with co-occurrences of its own among such items. Unknown items have "
+    "none.",
     "trending": "trending(k := 10): the k largest noisy user counts of the newest window, each with the 95 % interval "
     "of the bounded count (each user's contributions are limited before counting). Protected: {protected}.",
     "privacy_spent": "privacy_spent(): epsilon and delta of each release, then their sums over all releases in this "

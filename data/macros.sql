@@ -25,11 +25,12 @@ ORDER BY rank;
 
 CREATE MACRO similar_items(item, k := 10) AS TABLE
 WITH wanted AS MATERIALIZED (
-    SELECT item_id, embedding FROM item_embeddings WHERE item_id = item::VARCHAR
+    SELECT item_id, embedding, kept FROM item_embeddings JOIN items USING (item_id) WHERE item_id = item::VARCHAR
 ), best AS (
     SELECT e.item_id, array_cosine_similarity(e.embedding, wanted.embedding)::DOUBLE AS similarity
-    FROM item_embeddings AS e, wanted
-    WHERE e.item_id <> wanted.item_id AND NOT isnan(similarity)
+    FROM item_embeddings AS e JOIN items USING (item_id), wanted
+    -- What features alone say of an item is less than what its own co-occurrences do: like is compared with like.
+    WHERE e.item_id <> wanted.item_id AND (items.kept OR NOT wanted.kept) AND NOT isnan(similarity)
     ORDER BY similarity DESC, e.item_id LIMIT k
 )
 SELECT row_number() OVER (ORDER BY similarity DESC, item_id) AS rank, item_id, items.title, similarity
