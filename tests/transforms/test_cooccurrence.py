@@ -57,9 +57,8 @@ def test_sums_are_exact_in_any_order_and_by_blocks():
     assert np.array_equal(cooccurrence.exact_sums(rows), exact)
     assert np.array_equal(cooccurrence.exact_sums(rows[::-1]), exact)
     assert np.array_equal(cooccurrence.exact_sums(rows, 10, 20), exact[10:20, 10:])
-    assert np.array_equal(
-        cooccurrence.add_sums([cooccurrence.exact_sums(rows[:50]), cooccurrence.exact_sums(rows[50:])]), exact
-    )
+    halves = [cooccurrence.exact_sums(rows[:50]), cooccurrence.exact_sums(rows[50:])]
+    assert np.array_equal(cooccurrence.AddSums().merge_accumulators([None, *halves]), exact)
 
 
 def test_adding_a_sum_leaves_its_parts_alone():
