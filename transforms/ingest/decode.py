@@ -110,24 +110,32 @@ class Decoder:
         columns = {_number(i): _for_duckdb(batch[name]) for i, name in enumerate(given)}
         place = {name: batch[name] for name in (sources.ROW, sources.PROBLEM, sources.RAW)}
         numbered = pa.table({**columns, **place})
-        self._connection.register("batch", numbered)
-        rows = self._connection.sql(_query(self._rules, numbered.schema, self._has_catalogue)).to_arrow_table()
-        self._connection.unregister("batch")
+        rows = self._ask(_query(self._rules, numbered.schema, self._has_catalogue), numbered)
         outcome = rows["outcome"]
         tally = {entry["values"]: entry["counts"] for entry in pc.value_counts(outcome).to_pylist()}
-        good = rows.filter(pc.equal(outcome, OK))
         dead = rows.filter(pc.invert(pc.is_in(outcome, value_set=pa.array([OK, *DROPPED]))))
-        return Decoded(self._events(good), _dead_letters(file, dead), tally)
+        return Decoded(self._events(rows.filter(pc.equal(outcome, OK))), self._dead_letters(file, dead, numbered), tally)
+
+    def _ask(self, query: str, batch: pa.Table) -> pa.Table:
+        self._connection.register("batch", batch)
+        answer = self._connection.sql(query).to_arrow_table()
+        self._connection.unregister("batch")
+        return answer
+
+    def _dead_letters(self, file: str, dead: pa.Table, batch: pa.Table) -> pa.Table:
+        """Looks the dead rows' text up again: making it for every row would take longer than all the rest."""
+        if not dead.num_rows:
+            return DEAD_LETTERS.empty_table()
+        batch = batch.filter(pc.is_in(batch[sources.ROW], value_set=dead[sources.ROW].combine_chunks()))
+        raw = self._ask(_raw_query(self._rules), batch)["raw"]
+        reasons = dead.sort_by(sources.ROW)
+        files = pa.array([file] * dead.num_rows, pa.string())
+        return pa.table([files, reasons[sources.ROW], reasons["outcome"], raw], schema=DEAD_LETTERS)
 
     def _events(self, rows: pa.Table) -> pa.Table:
         ids = pseudonym.pseudonymise(rows["privacy_id"].combine_chunks(), self._key)
         rows = rows.set_column(rows.column_names.index("privacy_id"), "privacy_id", ids)
         return rows.select(WEIGHTED_EVENTS.names).cast(WEIGHTED_EVENTS)
-
-
-def _dead_letters(file: str, rows: pa.Table) -> pa.Table:
-    files = pa.array([file] * rows.num_rows, pa.string())
-    return pa.table([files, rows[sources.ROW], rows["outcome"], rows["raw"]], schema=DEAD_LETTERS)
 
 
 def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
@@ -141,6 +149,12 @@ def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
             return "null::varchar"
         return _text(theirs[name], types[name])
 
+    def missing(name: str) -> str:
+        if name not in theirs:
+            return "true"
+        empty = f" or {theirs[name]} = ''" if types[name] in (pa.string(), pa.large_string()) else ""
+        return f"{theirs[name]} is null{empty}"
+
     def time(name: str) -> str:
         return _time(theirs[name], types[name], rules.time_unit) if name in theirs else "null::timestamptz"
 
@@ -149,16 +163,14 @@ def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
     weights = " ".join(f"when {_string(name)} then {weight!r}::double" for name, weight in rules.event_types.items())
     context_keys = ", ".join(map(_string, rules.context))
     context_values = ", ".join(f"{number[column]}::varchar" for column in rules.context.values())
-    raw = ", ".join(f"{_string(column)}, {number[column]}::varchar" for column in rules.source_columns)
     return f"""
         with decoded as (
             select {sources.ROW}, {sources.PROBLEM} as problem,
-                coalesce({sources.RAW}, json_object({raw})::varchar) as raw,
                 {given("event_id")} as event_id, {given("privacy_id")} as privacy_id, {given("item_id")} as item_id,
                 {event_type} as event_type,
-                {given("value")} as given_value, {value} as value,
-                {given("event_time")} as given_time, {time("event_time")} as event_time,
-                {given("arrival_time")} as given_arrival, {time("arrival_time")} as arrival_time,
+                {missing("value")} as no_value, {value} as value,
+                {missing("event_time")} as no_time, {time("event_time")} as event_time,
+                {missing("arrival_time")} as no_arrival, {time("arrival_time")} as arrival_time,
                 map([{context_keys}]::varchar[], [{context_values}]::varchar[]) as context
             from batch
         )
@@ -168,17 +180,23 @@ def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
     """
 
 
+def _raw_query(rules: EventRules) -> str:
+    """Each row's own text, or else its mapped columns as JSON, by row number."""
+    raw = ", ".join(f"{_string(column)}, {_number(i)}::varchar" for i, column in enumerate(rules.source_columns))
+    return f"select coalesce({sources.RAW}, json_object({raw})::varchar) as raw from batch order by {sources.ROW}"
+
+
 def _outcome(rules: EventRules, has_catalogue: bool) -> str:
     types = ", ".join(map(_string, rules.event_types))
     skew, slack = (f"interval {_seconds(s)} second" for s in (rules.max_skew_seconds, rules.slack_seconds))
     tests: list[tuple[str, str]] = [
         ("privacy_id is null", "privacy_id is missing"),
         ("item_id is null", "item_id is missing"),
-        ("given_time is null", "event_time is missing"),
+        ("no_time", "event_time is missing"),
         ("event_time is null", "event_time is not a time"),
-        ("given_arrival is not null and arrival_time is null", "arrival_time is not a time"),
+        ("not no_arrival and arrival_time is null", "arrival_time is not a time"),
         (f"event_type is null or event_type not in ({types})", "event_type is not in source.event_types"),
-        ("given_value is not null and value is null", "value is not a number"),
+        ("not no_value and value is null", "value is not a number"),
         (f"not isfinite(value) or abs(value) > {MAX_VALUE!r}", "value is not finite or beyond 1e9"),
         (f"event_time > coalesce(arrival_time, {_timestamp(rules.now)}) + {skew}", "event_time is in the future"),
     ]
