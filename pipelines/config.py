@@ -148,11 +148,12 @@ class SelectionSection(_Section):
 
 
 class CountsSection(_Section):
-    """[counts]: users and events by item and event type."""
+    """[counts]: users and events by item and event type. engine "reference" is PipelineDP's own, event by event."""
 
     budget_share: Share = 0.12
     max_partitions_contributed: Positive = 50
     max_contributions_per_partition: Positive = 5
+    engine: Literal["columnar", "reference"] = "columnar"
 
 
 class CooccurrenceSection(_Section):
@@ -160,7 +161,7 @@ class CooccurrenceSection(_Section):
 
     budget_share: Share = 0.8
     max_items: int | Literal["auto"] = "auto"
-    engine: Literal["exact", "reference"] = "exact"
+    engine: Literal["columnar", "reference"] = "columnar"
 
     @pydantic.field_validator("max_items", mode="wrap")
     @classmethod

@@ -132,8 +132,9 @@ def build(
         store_path, plan.release_id, plan.charge(), job.source.max_malformed_share, allow_another
     )
     users = ingested.events | "GroupByUser" >> bounding.GroupByUser(job.runner.buckets)
-    items = users | "ReleaseSelection" >> selection.ReleaseSelection(_selection_params(plan), grants, plan.bounding_key)
-    release_counts = counts.ReleaseCounts(_count_params(plan), items, plan.bounding_key)
+    release_items = selection.ReleaseSelection(_selection_params(plan), grants, plan.bounding_key)
+    items = users | "ReleaseSelection" >> release_items
+    release_counts = _counts(plan, items)
     release_pairs = _cooccurrence(plan, items)
     released = {
         "items": items,
@@ -141,9 +142,9 @@ def build(
         "item_pairs": users | "ReleaseCooccurrence" >> release_pairs,
     }
     reports = {
-        name: transform.report.text()
-        for name, transform in (("counts", release_counts), ("cooccurrence", release_pairs))
-        if hasattr(transform, "report")
+        "selection": release_items.report(),
+        "counts": release_counts.report(),
+        "cooccurrence": release_pairs.report(),
     }
     return released | "CommitRelease" >> commit.CommitRelease(store_path, _manifest(plan, reports), grants)
 
@@ -225,9 +226,9 @@ def _selection_params(plan: Plan) -> selection.SelectionParams:
     )
 
 
-def _count_params(plan: Plan) -> counts.CountParams:
+def _counts(plan: Plan, items: beam.PCollection[pa.Table]) -> counts.ReleaseCounts | reference.ReleaseReferenceCounts:
     job = plan.job
-    return counts.CountParams(
+    params = counts.CountParams(
         total=plan.total,
         users=plan.mechanisms[budget.COUNTS_USERS],
         events=plan.mechanisms[budget.COUNTS_EVENTS],
@@ -237,13 +238,15 @@ def _count_params(plan: Plan) -> counts.CountParams:
         window_start=job.window.start,
         window_end=job.window.end,
     )
+    engine = counts.ReleaseCounts if job.counts.engine == "columnar" else reference.ReleaseReferenceCounts
+    return engine(params, items, plan.bounding_key)
 
 
 def _cooccurrence(
     plan: Plan, items: beam.PCollection[pa.Table]
 ) -> cooccurrence.ReleaseCooccurrence | reference.ReleaseReferenceCooccurrence:
     section, mechanism = plan.job.cooccurrence, plan.mechanisms[budget.COOCCURRENCE]
-    if section.engine == "exact":
+    if section.engine == "columnar":
         return cooccurrence.ReleaseCooccurrence(mechanism, items)
     if section.max_items == "auto":
         raise config.JobFileError('cooccurrence.max_items = "auto": engine = "reference" needs a number.')
@@ -259,16 +262,7 @@ def _manifest(plan: Plan, reports: dict[str, str]) -> dict[str, Any]:
         "event_types": sorted(job.source.event_types),
         "expected_users": job.privacy.expected_users,
         "partitions": "public" if plan.catalogue else "private",
-        "reports": {
-            "selection": (
-                "Noisy sum over users of 1/sqrt(items of the user) for each item, in "
-                f"{job.selection.max_partitions_contributed} items of each user at most."
-            ),
-            "cooccurrence": (
-                "Noisy sum over users of the outer product of the user's row of item weights, scaled to L2 norm 1."
-            ),
-            **reports,
-        },
+        "reports": reports,
     }
 
 

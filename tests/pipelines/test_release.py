@@ -73,7 +73,7 @@ def test_one_user_moves_nobody_else(tmp_path, attack, own):
     assert others == {pair: value for pair, value in alone["pairs"].items() if "d" not in pair}
 
 
-@pytest.mark.parametrize("engine", ["exact", "reference"])
+@pytest.mark.parametrize("engine", ["columnar", "reference"])
 def test_an_empty_and_a_one_user_data_set_publish_the_same_keys(tmp_path, engine):
     figures = []
     for lines in ([], [view("ann", "a")]):

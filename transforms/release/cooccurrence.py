@@ -140,6 +140,14 @@ class ReleaseCooccurrence(beam.PTransform):
         super().__init__()
         self._mechanism, self._items = mechanism, items
 
+    def report(self) -> str:
+        """Says how the numbers are made."""
+        return (
+            "Sum over users of the outer product of the user's row of item weights, scaled to L2 norm 1.\n"
+            f"Gaussian mechanism: parameter={self._mechanism.noise_sd} on the diagonal, "
+            f"{self._mechanism.noise_sd / math.sqrt(2)} off it; L2 sensitivity 1 of (diagonal, sqrt(2) * upper triangle)"
+        )
+
     def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
         parts = buckets | "PartialSums" >> beam.FlatMap(
             lambda rows, items: (part for table in items for part in partial_sums(rows, table)),

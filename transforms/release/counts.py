@@ -1,24 +1,32 @@
-"""Users and events by item and event type, through PipelineDP's engine."""
+"""Users and events by item and event type: exact sums by columns, then PipelineDP's Gaussian mechanism on each."""
 
 import dataclasses
 import datetime as dt
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import apache_beam as beam
-import pipeline_dp
+import numpy as np
 import pyarrow as pa
-from pipeline_dp import report_generator
+from pipeline_dp import dp_computations
 from scipy import stats
 
 from data import tables
 from transforms import bounding
-from transforms.privacy import accountant, budget
+from transforms.privacy import budget
 
 _Z95 = float(stats.norm.ppf(0.975))
 
-Row = tuple[bytes, tuple[str, str]]
-"""(privacy_id, partition_key); the partition key is (item_id, event_type)."""
+EXACT_COUNTS = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("event_type", pa.string(), nullable=False),
+        pa.field("users", pa.int64(), nullable=False),
+        pa.field("events", pa.int64(), nullable=False),
+    ]
+)
+"""The private side of data.tables.ITEM_COUNTS."""
+
+_PARTITION = ["item_id", "event_type"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,90 +55,97 @@ class CountParams:
 def bounded_rows(rows: pa.Table, params: CountParams, items: pa.Table, key: bytes) -> pa.Table:
     """CONTRIBUTIONS on released items, each user bounded to L0 partitions and Linf events in each."""
     rows = bounding.within(rows, "item_id", items["item_id"].combine_chunks())
-    rows = bounding.bound_partitions(rows, ["item_id", "event_type"], params.max_partitions_contributed, key)
+    rows = bounding.bound_partitions(rows, _PARTITION, params.max_partitions_contributed, key)
     return bounding.cap_events(rows, params.max_contributions_per_partition)
 
 
-def explode(rows: pa.Table) -> Iterator[Row]:
-    """Yields a Row for each event: PipelineDP counts Python tuples."""
-    columns = (rows[name].to_pylist() for name in bounding.CONTRIBUTIONS.names[:4])
-    for privacy_id, item_id, event_type, events in zip(*columns, strict=True):
-        for _ in range(events):
-            yield privacy_id, (item_id, event_type)
+def exact_counts(rows: pa.Table) -> pa.Table:
+    """Counts a bucket's bounded CONTRIBUTIONS: a table of EXACT_COUNTS, the partitions that somebody is in."""
+    counted = rows.group_by(_PARTITION, use_threads=False).aggregate([([], "count_all"), ("events", "sum")])
+    return counted.select([*_PARTITION, "count_all", "events_sum"]).rename_columns(EXACT_COUNTS.names).cast(EXACT_COUNTS)
 
 
-def count_table(counted: Iterable[tuple[tuple[str, str], Any]], params: CountParams) -> pa.Table:
-    """Joins PipelineDP's noisy metrics into a table of data.tables.ITEM_COUNTS, with 95 % intervals from the noise."""
-    rows = [(*partition, metrics.privacy_id_count, metrics.count) for partition, metrics in sorted(counted)]
-    users_margin, events_margin = _Z95 * params.users.noise_sd, _Z95 * params.events.noise_sd
+def empty_counts(items: pa.Table, event_types: Sequence[str]) -> pa.Table:
+    """A zero for every partition: each is released whether anybody is in it or not."""
+    item_ids = items["item_id"].to_pylist()
+    zeros = np.zeros(len(item_ids) * len(event_types), np.int64)
+    columns = [np.repeat(np.array(item_ids, object), len(event_types)), list(event_types) * len(item_ids), zeros, zeros]
+    return pa.table([pa.array(column) for column in columns], EXACT_COUNTS)
+
+
+def add_counts(parts: Iterable[pa.Table]) -> pa.Table:
+    """Adds up tables of EXACT_COUNTS."""
+    joined = pa.concat_tables([EXACT_COUNTS.empty_table(), *parts])
+    added = joined.group_by(_PARTITION, use_threads=False).aggregate([("users", "sum"), ("events", "sum")])
+    return added.rename_columns(EXACT_COUNTS.names).cast(EXACT_COUNTS)
+
+
+def gaussian(mechanism: budget.Mechanism) -> dp_computations.GaussianMechanism:
+    """PipelineDP's mechanism with the planned noise: Google's secure sampler, rounded against floating-point attacks."""
+    return dp_computations.GaussianMechanism.create_from_std_deviation(mechanism.noise_multiplier, mechanism.l2_sensitivity)
+
+
+def release_counts(exact: pa.Table, items: pa.Table, params: CountParams) -> pa.Table:
+    """Adds noise to every partition of the released items: a table of data.tables.ITEM_COUNTS."""
+    counted = add_counts([exact, empty_counts(items, params.event_types)])
+    users, events = gaussian(params.users), gaussian(params.events)
+    noisy_users = [users.add_noise(count) for count in counted["users"].to_pylist()]
+    noisy_events = [events.add_noise(count) for count in counted["events"].to_pylist()]
+    return count_table(counted.select(_PARTITION), noisy_users, noisy_events, params)
+
+
+def count_table(partitions: pa.Table, users: Sequence[float], events: Sequence[float], params: CountParams) -> pa.Table:
+    """Joins noisy counts into a table of data.tables.ITEM_COUNTS, with 95 % intervals from the noise, in order of partition."""
+    n = partitions.num_rows
     columns = {
-        "window_start": [params.window_start] * len(rows),
-        "window_end": [params.window_end] * len(rows),
-        "item_id": [row[0] for row in rows],
-        "event_type": [row[1] for row in rows],
-        "users": [round(row[2]) for row in rows],
-        "events": [round(row[3]) for row in rows],
-        "users_low": [row[2] - users_margin for row in rows],
-        "users_high": [row[2] + users_margin for row in rows],
-        "events_low": [row[3] - events_margin for row in rows],
-        "events_high": [row[3] + events_margin for row in rows],
+        "window_start": pa.array([params.window_start] * n, tables.ITEM_COUNTS.field("window_start").type),
+        "window_end": pa.array([params.window_end] * n, tables.ITEM_COUNTS.field("window_start").type),
+        "item_id": partitions["item_id"],
+        "event_type": partitions["event_type"],
     }
-    return pa.table(columns, tables.ITEM_COUNTS)
+    for name, values, mechanism in (("users", users, params.users), ("events", events, params.events)):
+        noisy, margin = np.rint(np.array(values, np.float64)), _Z95 * mechanism.noise_sd
+        columns |= {name: noisy.astype(np.int64), f"{name}_low": noisy - margin, f"{name}_high": noisy + margin}
+    table = pa.table(columns).select(tables.ITEM_COUNTS.names).cast(tables.ITEM_COUNTS)
+    return table.sort_by([(name, "ascending") for name in _PARTITION])
 
 
 class ReleaseCounts(beam.PTransform):
     """Releases noisy numbers of users and events for every released item and configured event type.
 
-    Unit of protection: one privacy id with everything it did, added or removed. Mechanisms: two Gaussians (PipelineDP's
-    PRIVACY_ID_COUNT and COUNT), L2 sensitivities sqrt(L0) and sqrt(L0) * Linf. The partitions are public or released before:
-    where no items were released (a refused budget), nothing is counted.
+    Unit of protection: one privacy id with everything it did, added or removed. Mechanisms: two Gaussians, L2 sensitivities
+    sqrt(L0) and sqrt(L0) * Linf. The partitions are public or released before: where no items were released (a refused
+    budget), nothing is counted.
 
-    In: tables of CONTRIBUTIONS, one a bucket. Out: one table of data.tables.ITEM_COUNTS. `report` explains it.
+    In: tables of CONTRIBUTIONS, one a bucket. Out: one table of data.tables.ITEM_COUNTS for each table of items.
     """
 
     def __init__(self, params: CountParams, items: beam.PCollection[pa.Table], key: bytes):
         super().__init__()
         self._params, self._items, self._key = params, items, key
-        self.report = report_generator.ExplainComputationReport()
+
+    def report(self) -> str:
+        """Says how the numbers are made."""
+        params = self._params
+        return (
+            f"Each user is bounded to {params.max_partitions_contributed} partitions (item, event type), chosen by a keyed "
+            f"hash, and {params.max_contributions_per_partition} events in each.\n"
+            f"users: {gaussian(params.users).describe()}\n"
+            f"events: {gaussian(params.events).describe()}"
+        )
 
     def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
         params, key = self._params, self._key
-        planned = {"Count": params.events.noise_multiplier, "PrivacyIdCount": params.users.noise_multiplier}
-        accounting = accountant.PlannedAccountant(params.total, planned)
-        engine = pipeline_dp.DPEngine(accounting, pipeline_dp.BeamBackend())
-        partitions = self._items | "Partitions" >> beam.FlatMap(_partitions, params.event_types).with_output_types(
-            tuple[str, str]
-        )
-        rows = buckets | "BoundedEvents" >> beam.FlatMap(
-            lambda rows, items: (row for table in items for row in explode(bounded_rows(rows, params, table, key))),
-            beam.pvalue.AsIter(self._items),
-        ).with_output_types(Row)
-        # rows: (privacy_id, partition_key)
-        counted = engine.aggregate(
-            rows,
-            pipeline_dp.AggregateParams(
-                metrics=[pipeline_dp.Metrics.COUNT, pipeline_dp.Metrics.PRIVACY_ID_COUNT],
-                noise_kind=pipeline_dp.NoiseKind.GAUSSIAN,
-                max_partitions_contributed=params.max_partitions_contributed,
-                max_contributions_per_partition=params.max_contributions_per_partition,
-                public_partitions_already_filtered=True,
-            ),
-            pipeline_dp.DataExtractors(
-                privacy_id_extractor=lambda row: row[0],
-                partition_extractor=lambda row: row[1],
-                value_extractor=lambda row: 0,
-            ),
-            public_partitions=partitions,
-            out_explain_computation_report=self.report,
-        )
-        accounting.compute_budgets()
-        # counted: (partition_key, metrics)
+        items = beam.pvalue.AsIter(self._items)
         return (
-            counted
-            | "ToList" >> beam.combiners.ToList()
-            | "CountTable" >> beam.Map(count_table, params).with_output_types(pa.Table)
+            buckets
+            | "BoundAndCount"
+            >> beam.FlatMap(
+                lambda rows, items: [exact_counts(bounded_rows(rows, params, table, key)) for table in items], items
+            ).with_output_types(pa.Table)
+            | "AddCounts" >> beam.CombineGlobally(add_counts)
+            | "AddNoise"
+            >> beam.FlatMap(
+                lambda exact, items: [release_counts(exact, table, params) for table in items], items
+            ).with_output_types(pa.Table)
         )
-
-
-def _partitions(items: pa.Table, event_types: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return ((item_id, event_type) for item_id in items["item_id"].to_pylist() for event_type in event_types)

@@ -148,6 +148,19 @@ class ReleaseSelection(beam.PTransform):
         super().__init__()
         self._params, self._grants, self._key = params, grants, key
 
+    def report(self) -> str:
+        """Says how the numbers are made."""
+        params = self._params
+        shown = "Every item of the public catalogue is shown."
+        if params.public_items is None:
+            limit = threshold(params.mechanism.noise_multiplier, params.mechanism.delta, params.max_partitions_contributed)
+            shown = f"Items whose noisy score is at most {limit} are not shown; delta {params.mechanism.delta}."
+        return (
+            "Sum over users of 1/sqrt(items of the user) for each of them, at most "
+            f"{params.max_partitions_contributed} items of each user, chosen by a keyed hash.\n"
+            f"Gaussian mechanism: parameter={params.mechanism.noise_sd}; L2 sensitivity 1\n{shown}"
+        )
+
     def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
         return (
             buckets
