@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
+PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FIND_PYTHON = for p in $(PYTHONS); do \
 	if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo $$p; break; fi; done
 
@@ -14,7 +14,7 @@ FIND_PYTHON = for p in $(PYTHONS); do \
 demo: setup
 	@test -f secrets/pseudonym.key || $(BIN)/sottovoce key secrets/pseudonym.key
 	$(BIN)/sottovoce run data/samples/online_retail.toml
-	$(BIN)/sottovoce query "from trending(5)"
+	$(BIN)/sottovoce query "select rank, title, score from popular join items using (item_id, score) order by rank limit 5"
 	$(BIN)/sottovoce query "from recommend(['85123A', '22423'], 5)"
 	$(BIN)/sottovoce query "from privacy_spent()"
 
@@ -45,7 +45,7 @@ setup: $(BIN)/.ready
 # LightFM builds from source: a C compiler and Python's own headers must be there. What is missing is named first.
 $(BIN)/.ready: setup.py constraints.txt
 	@python=$$($(FIND_PYTHON)); \
-	test -n "$$python" || { echo "make: no Python 3.11, 3.12 or 3.13 found. Install one, or say PYTHON=/path/to/python." >&2; exit 1; }; \
+	test -n "$$python" || { echo "make: no Python 3.11, 3.12 or 3.13 found among: $(PYTHONS). Install one, or say PYTHON=/path/to/python." >&2; exit 1; }; \
 	$$python -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $$python has no venv module. On Debian: apt install python3-venv." >&2; exit 1; }; \
 	$$python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
 		|| { echo "make: $$python has no headers (Python.h), which LightFM builds with. On Debian: apt install python3-dev." >&2; exit 1; }; \

@@ -15,9 +15,10 @@ TABLES: Mapping[str, str] = {
     "feature_embeddings": "Vectors of the public item features, from the same model as item_embeddings.",
     "recommendations": "For each item, the items to show beside it, best first, as the model ranked them.",
     "popular": "Items for users without a history, best first, from the private releases.",
-    "model_versions": "The models of this store; the highest version made the tables of this database.",
+    "model_versions": "The model that made the tables of this database.",
     "privacy_ledger": "What each release spent: one row per noise mechanism. Protected: {protected}.",
-    "release_report": "The report of each release, line by line: what was released, with which limits and noise.",
+    "release_report": "The report of the release that the tables are from, line by line: what was released, with which limits "
+    "and noise.",
 }
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -72,8 +73,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "score": "What the items are ranked by, from noisy figures; may be negative.",
     },
     "model_versions": {
-        "version": "Number of the model; the highest is the one in use.",
-        "created": "When it was trained (UTC).",
+        "version": "Number of the model in its store.",
+        "created": "The day of the release it was trained on (UTC).",
         "release_ids": "The releases it was trained on: ids in privacy_ledger.",
         "model": "Kind of model.",
         "rank": "Length of the embeddings.",

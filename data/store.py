@@ -40,12 +40,13 @@ class Store:
     def reserve(self, release_id: str, charge: dict[str, Any], allow_another: bool) -> None:
         """Writes a charge into the ledger, before any noise is drawn. A reservation stays spent, come what may.
 
-        Reserving the same release again changes nothing.
+        Reserving the same release again changes nothing: a retry pays nothing more.
 
         Raises:
             AlreadyReleasedError: the ledger has another release and `allow_another` is false.
         """
         with self._locked():
+            self.check()
             ledger = self.ledger()
             if any(entry["release_id"] == release_id for entry in ledger):
                 return
@@ -53,49 +54,87 @@ class Store:
                 raise errors.AlreadyReleasedError(self.refusal())
             self._write_ledger([*ledger, {"release_id": release_id, "status": RESERVED, **charge}])
 
+    def check(self) -> None:
+        """Refuses a store that the ledger doesn't account for.
+
+        Raises:
+            errors.BadInputError: there are releases that the ledger doesn't know.
+        """
+        known = {charge["release_id"] for charge in self.ledger()}
+        releases = self.path / "releases"
+        there = {path.name for path in releases.iterdir() if not path.name.startswith(".")} if releases.is_dir() else set()
+        if there - known:
+            raise errors.BadInputError(
+                f"job.store = {self.path}: {len(there - known)} release(s) there are not in privacy_ledger.json. Put the "
+                "ledger back: without it nobody knows what the users of these releases have spent."
+            )
+
     def refusal(self) -> str:
         """What to tell somebody who asks for another release."""
         charges = self.ledger()
         published = sum(charge["status"] == PUBLISHED for charge in charges)
+        again = "Reading what is published again costs nothing (`sottovoce train` and `publish`)"
+        if not published:
+            again = "None came to be published; the same job run again finishes it at no further cost"
         return (
-            f"{self.path} was charged for {len(charges)} release(s) already, {published} of them published. Reading those "
-            "again costs nothing (`sottovoce train` and `publish`); a further release charges every user once more: ask for "
-            "it with --new-release."
+            f"{self.path} was charged for {len(charges)} release(s) already, {published} of them published. {again}; another "
+            "release charges every user once more: ask for it with --new-release."
         )
+
+    def abandoned(self, charge: dict[str, Any]) -> str | None:
+        """Returns the id of the newest charge if it never came to be published and is for the same: a retry can use it."""
+        ledger = self.ledger()
+        if not ledger or ledger[-1]["status"] == PUBLISHED:
+            return None
+        same = all(ledger[-1].get(key) == value for key, value in charge.items() if key != "created")
+        return str(ledger[-1]["release_id"]) if same else None
 
     def ledger(self) -> list[dict[str, Any]]:
         """Returns every charge, oldest first."""
         path = self.path / "privacy_ledger.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        try:
+            return json.loads(path.read_text()) if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise errors.BadInputError(f"job.store: {path} can't be read ({type(error).__name__}): was it edited?") from error
 
     # Releases
 
-    def attempt(self, release_id: str) -> Path:
-        """Returns the directory that collects an attempt's tables until `commit`."""
-        path = self.path / "releases" / f".{release_id}"
-        path.mkdir(parents=True, exist_ok=True)
+    def attempt(self, release_id: str, attempt: str) -> Path:
+        """Returns the directory, readable by the owner alone, that collects an attempt's tables until `commit`."""
+        path = self.path / "releases" / f".{release_id}.{attempt}"
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 
-    def commit(self, release_id: str, manifest: dict[str, Any]) -> Path:
-        """Makes the attempt visible under its release id, once and whole, and marks its charge published."""
+    def commit(self, release_id: str, attempt: str, manifest: dict[str, Any]) -> Path:
+        """Makes one attempt visible under its release id, once and whole, and marks its charge published.
+
+        Of several attempts the first wins; the others are deleted unread.
+        """
         final = self.release_path(release_id)
         with self._locked():
             if not final.exists():  # or a crash came between the rename and the ledger
-                attempt = self.attempt(release_id)
+                winner = self.attempt(release_id, attempt)
+                # What a retry within the attempt wrote twice has two draws of noise: one goes, unread.
+                for file in winner.glob("*/*"):
+                    if str(file.relative_to(winner)) not in manifest["parts"]:
+                        file.unlink()
                 for part in manifest["parts"]:
-                    _sync(attempt / part)
-                write_json(attempt / "manifest.json", manifest)
-                attempt.rename(final)
+                    _sync(winner / part)
+                write_json(winner / "manifest.json", manifest)
+                winner.chmod(0o755)
+                winner.rename(final)
                 _sync(final.parent)
             published = [
                 {**entry, "status": PUBLISHED} if entry["release_id"] == release_id else entry for entry in self.ledger()
             ]
             self._write_ledger(published)
+        self.discard_attempts(release_id)
         return final
 
-    def discard(self, release_id: str) -> None:
-        """Deletes the tables of an attempt that was refused."""
-        shutil.rmtree(self.attempt(release_id))
+    def discard_attempts(self, release_id: str) -> None:
+        """Deletes, unread, what attempts at a release left behind."""
+        for attempt in (self.path / "releases").glob(f".{release_id}.*"):
+            shutil.rmtree(attempt, ignore_errors=True)
 
     def release_path(self, release_id: str) -> Path:
         """Returns where a published release lies."""
@@ -153,16 +192,42 @@ class Store:
         """Keeps the exact figures of a run for the operator."""
         write_json(self.operator("runs") / f"{release_id}.json", record)
 
-    def run_record(self, release_id: str) -> dict[str, Any] | None:
-        """Returns the run's exact figures, or None if it never came to counting."""
-        path = self.path / "operator" / "runs" / f"{release_id}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+    def run_record(self, release_id: str) -> dict[str, Any]:
+        """Returns the run's exact figures."""
+        return json.loads((self.path / "operator" / "runs" / f"{release_id}.json").read_text())
+
+    def make(self) -> None:
+        """Makes the store's directory.
+
+        Raises:
+            errors.BadInputError: it can't be.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.BadInputError(f"job.store = {self.path}: can't be a directory ({error.strerror}).") from error
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Store"]:
+        """Keeps other release jobs out of this store.
+
+        Raises:
+            errors.AlreadyReleasedError: another one is running.
+            errors.BadInputError: the directory can't be made.
+        """
+        self.make()
+        with (self.path / ".running").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise errors.AlreadyReleasedError(f"{self.path}: another release job is running here. Wait for it.") from error
+            yield self
 
     # Inside
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.make()
         with (self.path / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -171,8 +236,8 @@ class Store:
         write_json(self.path / "privacy_ledger.json", entries)
 
 
-def new_release_id() -> str:
-    """Returns a random public name: it says nothing about the data."""
+def new_id() -> str:
+    """Returns a random name: it says nothing about the data."""
     return uuid.uuid4().hex
 
 

@@ -72,7 +72,8 @@ def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogu
     """Returns the model tables for every item released or in the catalogue.
 
     Args:
-        items: schema ITEMS; at least one item has a position.
+        items: schema ITEMS. Where no item has a position (nothing passed the selection's threshold, say) there is nothing to
+            learn: embeddings are zero and nothing is recommended.
         pairs: schema ITEM_PAIRS, every pair of positions once.
         noise_sd: of the pairs' values off the diagonal, in their units.
         catalogue: public items and features; None: the released items alone, no features.
@@ -83,6 +84,8 @@ def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogu
     """
     released = _check_items(items)
     known = _known_rows(items)
+    if not len(known):
+        return _untrained(_all_ids(released, catalogue), items)
     matrix = _matrix(pairs, len(known))
     scores = items["score"].to_numpy()
     embeddings = spectral.fit(matrix, scores[known], noise_sd, settings.rank)
@@ -114,6 +117,16 @@ def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogu
         ),
         recommend(ids, item, history, bias, settings.top_k),
         _popular(released, scores),
+    )
+
+
+def _untrained(ids: list[str], items: pa.Table) -> Trained:
+    zeros = np.zeros((len(ids), 1), np.float32)
+    return Trained(
+        _embedding_table(ids, zeros, zeros, zeros.ravel(), tables.EMBEDDINGS),
+        tables.FEATURE_EMBEDDINGS.empty_table(),
+        tables.RECOMMENDATIONS.empty_table(),
+        _popular(items["item_id"].to_pylist(), items["score"].to_numpy()),
     )
 
 
@@ -178,8 +191,6 @@ def _known_rows(items: pa.Table) -> np.ndarray:
     """Returns the rows of `items` that have co-occurrences, ordered by position."""
     rows = np.flatnonzero(items["position"].is_valid().to_numpy())
     positions = items["position"].drop_null().to_numpy()
-    if not len(positions):
-        raise ValueError(f"train: position of items must be set for at least one item, not for none of {len(items)}.")
     if not np.array_equal(np.sort(positions), np.arange(len(positions))):
         raise ValueError(f"train: position of items must be 0 .. {len(positions) - 1}, each once.")
     return rows[np.argsort(positions)]

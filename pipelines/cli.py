@@ -5,6 +5,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from data import errors
 
 if TYPE_CHECKING:
     from pipelines import config
+
+INTERRUPTED = 130
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.UserError as error:
         print(f"sottovoce: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("sottovoce: interrupted. What was reserved stays charged; the same job run again uses it.", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
@@ -45,7 +53,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = list(argv)
     for index in range(len(rest) - 1, -1, -1):
         name, equals, _ = rest[index].partition("=")
-        if name.startswith("--") and "." in name:
+        if re.fullmatch(r"--\w+\.[\w.]*", name):
             end = index + (1 if equals else 2)
             ours[:0] = rest[index:end]
             del rest[index:end]
@@ -88,9 +96,11 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     from pipelines import config, publish, release, train
 
     job, beam_flags = config.load(arguments.job, flags)
-    if arguments.new_release or not store.Store(job.job.store).published():
+    published = store.Store(job.job.store).published()
+    if arguments.new_release or not published:
         release.run(job, beam_flags, arguments.new_release)
     else:
+        release.check_same(job, published[-1])
         log.info("%s holds a release: reading it back, at no cost", job.job.store)
     train.run(job)
     publish.run(job)
@@ -165,7 +175,7 @@ def _remembered() -> Path:
 def _show_progress() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
     for room in ("data", "transforms", "models", "pipelines"):
         logging.getLogger(room).setLevel(logging.INFO)
 

@@ -17,7 +17,8 @@ import pydantic_settings
 from pydantic import Field
 
 from data import errors
-from transforms.release import cooccurrence
+from transforms.ingest import decode, pseudonym
+from transforms.release import cooccurrence, reference
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -63,6 +64,22 @@ class SourceSection(_Section):
     max_skew_seconds: float = Field(300.0, ge=0)
     max_malformed_share: float = Field(0.01, ge=0, le=1)
 
+    @pydantic.field_validator("event_types")
+    @classmethod
+    def _finite_weights(cls, event_types: dict[str, float]) -> dict[str, float]:
+        for name, weight in event_types.items():
+            if not 0 < weight <= decode.MAX_VALUE:
+                raise ValueError(f"the weight of {name!r} must be in (0, 1e9], not {weight}")
+        return event_types
+
+    @pydantic.model_validator(mode="after")
+    def _enough_columns(self) -> "SourceSection":
+        if "event_type" not in self.columns and len(self.event_types) != 1:
+            raise ValueError("event_types must name just one type where columns maps no event_type")
+        if "value" not in self.columns and (self.min_value is not None or self.weigh_by_value):
+            raise ValueError("min_value and weigh_by_value need columns to map value")
+        return self
+
     @pydantic.field_validator("columns")
     @classmethod
     def _known_columns(cls, columns: dict[str, str]) -> dict[str, str]:
@@ -91,7 +108,7 @@ class PrivacySection(_Section):
     total_delta: float = Field(gt=0, lt=1)
     unit: Literal["user"] = "user"
     period: Literal["lifetime"] = "lifetime"
-    expected_users: Positive
+    expected_users: Annotated[Positive, Field(le=2**26)]
     allow_large_delta: bool = False
     key_file: Path | None = None
     opt_out: Path | None = None
@@ -143,7 +160,7 @@ class SelectionSection(_Section):
     """[selection]: the noisy item scores, and without a catalogue the choice of what may appear."""
 
     budget_share: Share = 0.08
-    max_partitions_contributed: Positive = 500
+    max_partitions_contributed: Annotated[Positive, Field(le=1_000_000)] = 500
     delta_share: Share = 0.5
 
 
@@ -174,12 +191,23 @@ class CooccurrenceSection(_Section):
             raise ValueError(f'must be "auto" or in 1..{cooccurrence.MAX_ITEMS}: the matrix must fit into memory')
         return max_items
 
+    @pydantic.model_validator(mode="after")
+    def _small_reference(self) -> "CooccurrenceSection":
+        if self.engine == "reference" and (self.max_items == "auto" or self.max_items > reference.MAX_ITEMS):
+            raise ValueError(
+                f'engine = "reference" needs max_items in 1..{reference.MAX_ITEMS}, not {self.max_items!r}: it takes a dense '
+                "vector a user"
+            )
+        return self
+
 
 class ModelSection(_Section):
     """[model]: the hybrid model trained on the released tables."""
 
     rank: Positive = 128
     epochs: int = Field(1, ge=0)
+    learning_rate: float = Field(0.0003, gt=0, le=1)
+    neighbours: Positive = 50
     top_k: Positive = 20
     seed: int = 0
 
@@ -280,6 +308,8 @@ def _split_flags(flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             if not rest:
                 raise JobFileError(f"--{name}: needs a value.")
             value = rest.pop(0)
+            if value.startswith("--"):
+                raise JobFileError(f"--{name}: needs a value, not the flag {value}.")
         *tables, key = name.split(".")
         table = ours
         for part in tables:
@@ -314,14 +344,19 @@ def _check_environment() -> None:
     """A misspelt variable must not be passed over: it may have been meant to lower the budget."""
     prefix, delimiter = Job.model_config["env_prefix"], Job.model_config["env_nested_delimiter"]
     for name in os.environ:
-        section, nested, _ = name.removeprefix(prefix).partition(str(delimiter))
-        if name.startswith(prefix) and nested and section.lower() not in Job.model_fields:
-            raise JobFileError(f"{name}: is not a known key; the sections are {', '.join(Job.model_fields)}.")
+        section = name.removeprefix(prefix).partition(str(delimiter))[0].lower()
+        if name.startswith(prefix) and name != pseudonym.KEY_VARIABLE and section not in Job.model_fields:
+            raise JobFileError(
+                f"{name}: is not a known key. Variables are {prefix}SECTION{delimiter}KEY; the sections are "
+                f"{', '.join(Job.model_fields)}."
+            )
 
 
 def _explain(error: pydantic.ValidationError | pydantic_settings.SettingsError) -> list[str]:
     if not isinstance(error, pydantic.ValidationError):
-        return [f"  {error} (environment variables {Job.model_config['env_prefix']}...: tables and lists are JSON there)."]
+        prefix = Job.model_config["env_prefix"]
+        names = [name for name in os.environ if name.startswith(prefix) and name != pseudonym.KEY_VARIABLE]
+        return [f"  {', '.join(names)}: one of these variables is not JSON, which tables and lists are there ({error})."]
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"]) or "job file"

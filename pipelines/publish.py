@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dp_accounting import gaussian_mechanism
 
 from data import database, errors, store, tables
 from pipelines import config, release
@@ -91,6 +92,16 @@ def _release_report(manifest: dict[str, Any]) -> pa.Table:
         "expected users.\n"
         f"Partitions: {manifest['partitions']}."
     )
+    total = sum(1 / mechanism["noise_multiplier"] ** 2 for mechanism in manifest["mechanisms"])
+    for mechanism in manifest["mechanisms"]:
+        sigma, delta = mechanism["noise_multiplier"], manifest["total_delta"]
+        promise += (
+            f"\n{mechanism['name']}: {1 / sigma**2 / total:.4g} of the budget (of 1/sigma^2), sigma {sigma:.6g} at L2 "
+            f"sensitivity {mechanism['l2_sensitivity']:.6g}: noise of standard deviation {mechanism['noise_sd']:.6g}; alone it "
+            f"would be epsilon {gaussian_mechanism.get_epsilon_gaussian(sigma, delta):.4g} at delta {delta:g}."
+        )
+        if mechanism["delta"]:
+            promise += f" {mechanism['delta']:g} of the release's delta is set aside for what passes its threshold."
     rows = [
         {"release_id": manifest["release_id"], "section": section, "line": number, "text": line}
         for section, text in {"privacy": promise, **manifest["reports"]}.items()

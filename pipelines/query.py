@@ -178,3 +178,9 @@ def _write_parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], out: Bi
 
 
 _WRITERS = {"table": _write_table, "csv": _write_csv, "json": _write_json, "parquet": _write_parquet}
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    cli.main_of("query")

@@ -7,6 +7,7 @@ events -> IngestEvents -> GroupByUser -> ReleaseSelection, ReleaseCounts, Releas
 import dataclasses
 import datetime as dt
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -32,17 +33,19 @@ class Plan:
     """All that one release does, fixed before any event is read.
 
     Attributes:
-        release_id: random.
-        created: the job's clock.
+        now: the job's clock.
         mechanisms: by name, as drawn and as charged.
+        release_id: random; that of an abandoned reservation when this run is its retry.
+        attempt: random, for each run.
     """
 
     job: config.Job
-    release_id: str
-    created: dt.datetime
+    now: dt.datetime
     total: budget.Budget
     mechanisms: dict[str, budget.Mechanism]
     catalogue: catalogue.Catalogue | None
+    release_id: str
+    attempt: str
 
     @property
     def bounding_key(self) -> bytes:
@@ -55,7 +58,8 @@ class Plan:
         """What the ledger writes down: public configuration and noise, nothing from the data."""
         return {
             "data_set": self.job.job.data_set,
-            "created": self.created.isoformat(),
+            # The day: how long a job takes is for the operator.
+            "created": self.now.replace(hour=0, minute=0, second=0, microsecond=0).isoformat(),
             "window_start": self.job.window.start.isoformat(),
             "window_end": self.job.window.end.isoformat(),
             "unit": self.job.privacy.unit,
@@ -65,7 +69,44 @@ class Plan:
             "mechanisms": [
                 {**dataclasses.asdict(mechanism), "noise_sd": mechanism.noise_sd} for mechanism in self.mechanisms.values()
             ],
+            "settings": settings(self.job),
         }
+
+
+def settings(job: config.Job) -> dict[str, Any]:
+    """The keys of the job file that decide what a release says: public, and compared before one is read back."""
+    return {
+        "job.data_set": job.job.data_set,
+        "window.start": job.window.start.isoformat(),
+        "window.end": job.window.end.isoformat(),
+        **{f"source.{key}": getattr(job.source, key) for key in ("event_types", "min_value", "weigh_by_value")},
+        **{
+            f"privacy.{key}": getattr(job.privacy, key)
+            for key in ("total_epsilon", "total_delta", "unit", "period", "expected_users")
+        },
+        **{
+            f"{section}.{key}": value
+            for section in ("selection", "counts", "cooccurrence")
+            for key, value in getattr(job, section).model_dump().items()
+        },
+        "catalogue": job.catalogue is not None,
+    }
+
+
+def check_same(job: config.Job, manifest: dict[str, Any]) -> None:
+    """Makes sure that a published release is what this job asks for, before it is read back.
+
+    Raises:
+        errors.AlreadyReleasedError: it is another one's; names the keys that differ.
+    """
+    asked, released = json.loads(json.dumps(settings(job))), manifest["settings"]
+    changed = {key: value for key, value in asked.items() if value != released[key]}
+    differ = [f"{key} = {value!r}, released with {released[key]!r}" for key, value in changed.items()]
+    if differ:
+        raise errors.AlreadyReleasedError(
+            f"{job.job.store} holds a release that this job doesn't ask for: {'; '.join(differ)}. Use the same keys, another "
+            "job.store, or --new-release, which charges every user once more."
+        )
 
 
 def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
@@ -86,7 +127,10 @@ def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
         budget.Mechanism(budget.COUNTS_EVENTS, sigma[budget.COUNTS_EVENTS], l0 * job.counts.max_contributions_per_partition),
         budget.Mechanism(budget.COOCCURRENCE, sigma[budget.COOCCURRENCE]),
     ]
-    return Plan(job, store.new_release_id(), dt.datetime.now(dt.UTC), total, {m.name: m for m in mechanisms}, public)
+    by_name = {mechanism.name: mechanism for mechanism in mechanisms}
+    planned = Plan(job, dt.datetime.now(dt.UTC), total, by_name, public, store.new_id(), store.new_id())
+    abandoned = store.Store(job.job.store).abandoned(json.loads(json.dumps(planned.charge())))
+    return dataclasses.replace(planned, release_id=abandoned) if abandoned else planned
 
 
 def event_rules(job: config.Job, now: dt.datetime) -> decode.EventRules:
@@ -146,7 +190,7 @@ def build(
         "counts": release_counts.report(),
         "cooccurrence": release_pairs.report(),
     }
-    return released | "CommitRelease" >> commit.CommitRelease(store_path, _manifest(plan, reports), grants)
+    return released | "CommitRelease" >> commit.CommitRelease(store_path, plan.attempt, _manifest(plan, reports), grants)
 
 
 def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = False) -> Path:
@@ -157,12 +201,18 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
         errors.RefusedError: too many rows are malformed.
         sources.SourceError, catalogue.CatalogueError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
     """
-    kept = store.Store(job.job.store)
-    if kept.ledger() and not allow_another:
-        raise errors.AlreadyReleasedError(kept.refusal())
+    with store.Store(job.job.store).running() as kept:
+        return _run(job, kept, beam_flags, allow_another)
+
+
+def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_another: bool) -> Path:
+    kept.check()
     public = load_catalogue(job)
     planned = plan(job, public)
-    rules = event_rules(job, planned.created)
+    is_retry = any(charge["release_id"] == planned.release_id for charge in kept.ledger())
+    if kept.ledger() and not is_retry and not allow_another:
+        raise errors.AlreadyReleasedError(kept.refusal())
+    rules = event_rules(job, planned.now)
     fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
     ingest = events.IngestEvents(
         fragments,
@@ -171,16 +221,17 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
         _opt_outs(job),
         None if public is None else public.table["item_id"].combine_chunks(),
     )
-    log.info("releasing %s of %s from %d file parts", planned.release_id, job.job.data_set, len(fragments))
     try:
-        options = direct.options(beam_flags)
+        pipeline = beam.Pipeline(options=direct.options(beam_flags))
     except ValueError as error:
         raise config.JobFileError(str(error)) from error
-    with beam.Pipeline(options=options) as root:
+    log.info("releasing %s of %s from %d file part(s)", planned.release_id, job.job.data_set, len(fragments))
+    kept.discard_attempts(planned.release_id)
+    with pipeline as root:
         build(root, planned, ingest, allow_another)
-    record = kept.run_record(planned.release_id) or {}
-    if record.get("refused"):
-        kept.discard(planned.release_id)
+    record = kept.run_record(planned.release_id)
+    if record["refused"]:
+        kept.discard_attempts(planned.release_id)
         if record["exit_code"] == errors.AlreadyReleasedError.exit_code:
             raise errors.AlreadyReleasedError(record["refused"])
         raise errors.RefusedError(

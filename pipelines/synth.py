@@ -67,3 +67,9 @@ def run(directory: Path, users: int, items: int, seed: int) -> None:
     )
     (directory / "job.toml").write_text(job, encoding="utf-8")
     log.info("wrote %s; next: sottovoce key %s/pseudonym.key && sottovoce run %s/job.toml", directory, directory, directory)
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    cli.main_of("synth")

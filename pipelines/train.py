@@ -1,6 +1,5 @@
 """The training job: the newest release's tables in, a model's tables out. It reads no events."""
 
-import datetime as dt
 import importlib.metadata
 import logging
 import math
@@ -27,9 +26,15 @@ def run(job: config.Job) -> Path:
     manifest = published[-1]
     log.info("training on release %s", manifest["release_id"])
     [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
+    items = kept.read_table(manifest, "items", tables.ITEMS)
+    if not items.num_rows:
+        log.warning(
+            "no item passed the selection's threshold: the model is empty. More users, a larger privacy.total_epsilon or a "
+            "public [catalogue] let items through"
+        )
     settings = training.Settings(**job.model.model_dump())
     trained = training.train(
-        kept.read_table(manifest, "items", tables.ITEMS),
+        items,
         kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS),
         mechanism["noise_sd"] / math.sqrt(2),
         release.load_catalogue(job),
@@ -38,7 +43,7 @@ def run(job: config.Job) -> Path:
     model = kept.add_model(
         trained._asdict(),
         {
-            "created": dt.datetime.now(dt.UTC).isoformat(),
+            "created": manifest["created"],
             "release_ids": [manifest["release_id"]],
             "model": "lightfm-hybrid",
             "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,

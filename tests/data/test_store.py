@@ -20,7 +20,7 @@ def kept(tmp_path) -> store.Store:
 
 
 def write_part(kept: store.Store, release_id: str, part: str, *item_ids: str) -> str:
-    path = kept.attempt(release_id) / part
+    path = kept.attempt(release_id, "try") / part
     path.parent.mkdir(exist_ok=True)
     pq.write_table(pa.table({"item_id": item_ids, "value": [1.0] * len(item_ids)}), path)
     return part
@@ -28,11 +28,13 @@ def write_part(kept: store.Store, release_id: str, part: str, *item_ids: str) ->
 
 def release(kept: store.Store, release_id: str, *item_ids: str) -> None:
     kept.reserve(release_id, CHARGE, allow_another=True)
-    kept.commit(release_id, {"release_id": release_id, "parts": [write_part(kept, release_id, "items/a.parquet", *item_ids)]})
+    kept.commit(
+        release_id, "try", {"release_id": release_id, "parts": [write_part(kept, release_id, "items/a.parquet", *item_ids)]}
+    )
 
 
 def test_a_new_store_is_empty_and_reading_it_writes_nothing(kept):
-    assert (kept.ledger(), kept.published(), kept.latest_model(), kept.run_record("a")) == ([], [], None, None)
+    assert (kept.ledger(), kept.published(), kept.latest_model(), kept.abandoned(CHARGE)) == ([], [], None, None)
     assert not kept.path.exists()
 
 
@@ -67,7 +69,7 @@ def test_a_release_is_seen_whole_from_its_commit_on(kept):
     part = write_part(kept, "a", "items/one.parquet", "x")
     assert kept.published() == []
     manifest = {"release_id": "a", "parts": [part]}
-    assert kept.commit("a", manifest) == kept.release_path("a")
+    assert kept.commit("a", "try", manifest) == kept.release_path("a")
     assert kept.published() == [manifest]
     assert kept.ledger() == [{"release_id": "a", "status": "published", **CHARGE}]
     assert kept.read_table(manifest, "items", SCHEMA).to_pylist() == [{"item_id": "x", "value": 1.0}]
@@ -86,7 +88,7 @@ def test_published_releases_come_in_the_ledgers_order(kept):
 
 
 def test_a_release_that_the_ledger_does_not_know_is_not_published(kept):
-    kept.commit("a", {"release_id": "a", "parts": []})
+    kept.commit("a", "try", {"release_id": "a", "parts": []})
     assert kept.published() == []
 
 
@@ -94,17 +96,74 @@ def test_a_retried_commit_finishes_what_a_crash_left(kept):
     release(kept, "a", "x")
     [manifest] = kept.published()
     kept._write_ledger([{"release_id": "a", "status": "reserved", **CHARGE}])  # The crash came before this was replaced.
-    assert kept.commit("a", manifest) == kept.release_path("a")
+    assert kept.commit("a", "try", manifest) == kept.release_path("a")
     assert kept.ledger() == [{"release_id": "a", "status": "published", **CHARGE}]
 
 
-def test_parts_that_the_manifest_does_not_name_are_not_read(kept):
+def test_parts_that_the_manifest_does_not_name_are_gone(kept):
+    """They may hold a second draw of noise."""
     write_part(kept, "a", "items/left-by-a-retry.parquet", "wrong")
     parts = [write_part(kept, "a", f"items/{name}.parquet", name) for name in ("1", "2")]
     other = write_part(kept, "a", "items_of_another_table/1.parquet", "wrong")
     manifest = {"release_id": "a", "parts": [*parts, other]}
-    kept.commit("a", manifest)
+    kept.commit("a", "try", manifest)
     assert kept.read_table(manifest, "items", SCHEMA)["item_id"].to_pylist() == ["1", "2"]
+    assert sorted(path.name for path in (kept.release_path("a") / "items").iterdir()) == ["1.parquet", "2.parquet"]
+
+
+def test_of_several_attempts_the_first_wins_and_the_others_are_deleted(kept):
+    loser = kept.attempt("a", "slow")
+    release(kept, "a", "x")
+    assert not loser.exists()
+    kept.attempt("a", "slower")
+    kept.commit("a", "slower", {"release_id": "a", "parts": []})
+    assert [path.name for path in (kept.path / "releases").iterdir()] == ["a"]
+    assert kept.published()[0]["parts"] == ["items/a.parquet"]
+
+
+def test_an_attempt_is_for_the_owner_alone_until_it_is_published(kept):
+    assert stat.S_IMODE(kept.attempt("a", "try").stat().st_mode) == 0o700
+    release(kept, "a", "x")
+    assert stat.S_IMODE(kept.release_path("a").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(
+    ("charge", "found"),
+    [({**CHARGE, "created": "later"}, "a"), ({**CHARGE, "total_epsilon": 2.0}, None)],
+    ids=["the same", "another budget"],
+)
+def test_an_unpublished_charge_serves_a_retry_of_the_same_job(kept, charge, found):
+    kept.reserve("a", {**CHARGE, "created": "now"}, allow_another=False)
+    assert kept.abandoned(charge) == found
+    kept.commit("a", "try", {"release_id": "a", "parts": []})
+    assert kept.abandoned(charge) is None
+
+
+def test_a_store_whose_ledger_is_lost_is_refused(kept):
+    release(kept, "a", "x")
+    (kept.path / "privacy_ledger.json").unlink()
+    with pytest.raises(errors.BadInputError, match=r"1 release\(s\) there are not in privacy_ledger\.json"):
+        kept.reserve("b", CHARGE, allow_another=True)
+
+
+def test_a_broken_ledger_is_named(kept):
+    kept.make()
+    (kept.path / "privacy_ledger.json").write_text("[{")
+    with pytest.raises(errors.BadInputError, match=r"privacy_ledger\.json can't be read"):
+        kept.ledger()
+
+
+def test_a_store_that_cannot_be_a_directory_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.BadInputError, match=r"job\.store = .*file: can't be a directory"):
+        store.Store(tmp_path / "file").make()
+
+
+def test_one_release_job_at_a_time_runs_in_a_store(kept):
+    with kept.running(), pytest.raises(errors.AlreadyReleasedError, match="another release job is running"):
+        kept.running().__enter__()
+    with kept.running() as again:
+        assert again is kept
 
 
 def test_a_table_without_parts_is_empty(kept):
@@ -119,7 +178,7 @@ def test_parts_are_cast_to_the_asked_schema(kept):
 
 def test_an_attempt_keeps_what_it_has(kept):
     write_part(kept, "a", "items/a.parquet", "x")
-    assert [path.name for path in kept.attempt("a").iterdir()] == ["items"]
+    assert [path.name for path in kept.attempt("a", "try").iterdir()] == ["items"]
 
 
 def test_models_are_numbered_and_the_newest_is_read(kept):
@@ -184,8 +243,8 @@ def test_json_is_replaced_whole(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_release_ids_are_random():
-    assert len({store.new_release_id() for _ in range(100)}) == 100
+def test_ids_are_random():
+    assert len({store.new_id() for _ in range(100)}) == 100
 
 
 def _reserve(path: pathlib.Path, release_id: str, allow_another: bool, barrier, results) -> None:

@@ -135,10 +135,21 @@ GOOD_PAIRS = pairs(np.ones((2, 2)))
 
 
 @pytest.mark.parametrize(
+    "released", [items([], [], []), items(["a", "b"], [2.0, 3.0], [None, None])], ids=["none", "none kept"]
+)
+def test_without_kept_items_there_is_nothing_to_learn(released):
+    trained = training.train(released, tables.ITEM_PAIRS.empty_table(), 1.0, None, training.Settings())
+    ids = released["item_id"].to_pylist()
+    assert trained.embeddings.to_pylist() == [
+        {"item_id": item, "embedding": [0.0], "history_embedding": [0.0], "bias": 0.0} for item in ids
+    ]
+    assert trained.recommendations == tables.RECOMMENDATIONS.empty_table()
+    assert trained.popular["item_id"].to_pylist() == ids[::-1]
+
+
+@pytest.mark.parametrize(
     ("released", "cells", "message"),
     [
-        (items([], [], []), GOOD_PAIRS, "position of items must be set for at least one item, not for none of 0"),
-        (items(["a"], [1.0], [None]), GOOD_PAIRS, "position of items must be set for at least one item"),
         (items(["a", "a"], [1.0, 1.0], [0, 1]), GOOD_PAIRS, "item_id must be unique"),
         (items(["a", "b"], [1.0, np.nan], [0, 1]), GOOD_PAIRS, "score of items must be finite"),
         (items(["a", "b"], [1.0, 1.0], [0, 2]), GOOD_PAIRS, "position of items must be 0 .. 1, each once"),

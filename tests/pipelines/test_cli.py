@@ -148,7 +148,7 @@ def test_too_many_malformed_rows_exit_with_5_and_spend_nothing(here, capsys):
     )
     assert [json.loads(line)["row"] for line in letters.read_text().splitlines()] == [2]
     assert (kept.ledger(), kept.published()) == ([], [])
-    assert {path.name for path in here.joinpath("store").iterdir()} <= {"operator", "releases", ".lock"}
+    assert {path.name for path in here.joinpath("store").iterdir()} <= {"operator", ".lock", ".running"}
 
 
 def test_a_refused_release_shows_no_payload(here, capfd):

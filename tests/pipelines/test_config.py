@@ -87,7 +87,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "engine": "columnar",
         },
         "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar"},
-        "model": {"rank": 128, "epochs": 1, "top_k": 20, "seed": 0},
+        "model": {"rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
         "publish": {"keep_versions": 5},
         "runner": {"kind": "direct", "buckets": 16},
     }
@@ -132,16 +132,17 @@ def test_flags_win_over_the_environment_and_that_over_the_file(path, monkeypatch
 
 
 def test_a_flag_replaces_one_key_and_leaves_its_neighbours(path):
-    job, _ = config.load(path, ["--source.event_types.purchase", "2", "--privacy.total_epsilon=0.5"])
-    assert job.source.event_types == {"view": 1.0, "purchase": 2.0}
+    job, _ = config.load(path, ["--source.event_types.view", "2", "--privacy.total_epsilon=0.5"])
+    assert job.source.event_types == {"view": 2.0}
     assert (job.privacy.total_epsilon, job.privacy.total_delta) == (0.5, 1e-6)
 
 
 def test_lists_and_tables_in_the_environment_are_json(path, monkeypatch):
     monkeypatch.setenv("SOTTOVOCE_SOURCE__PATHS", '["c.csv"]')
-    monkeypatch.setenv("SOTTOVOCE_SOURCE__EVENT_TYPES", '{"purchase": 2}')
+    monkeypatch.setenv("SOTTOVOCE_SOURCE__COLUMNS", '{"item_id": "thing"}')
     job, _ = config.load(path)
-    assert (job.source.paths, job.source.event_types) == (["c.csv"], {"view": 1.0, "purchase": 2.0})
+    columns = {"privacy_id": "user", "item_id": "thing", "event_time": "event_time"}
+    assert (job.source.paths, job.source.columns) == (["c.csv"], columns)
 
 
 def test_the_pseudonym_key_in_the_environment_is_no_setting(path, monkeypatch):
@@ -175,7 +176,7 @@ def test_a_misspelt_section_is_refused(path, flag):
         pytest.param(["--job.store", "/tmp/a b"], "job", {"store": pathlib.Path("/tmp/a b")}, id="path"),
         pytest.param(["--privacy.allow_large_delta", "true"], "privacy", {"allow_large_delta": True}, id="truth value"),
         pytest.param(["--privacy.total_epsilon", "1e-1"], "privacy", {"total_epsilon": 0.1}, id="float"),
-        pytest.param(["--source.min_value", "-1"], "source", {"min_value": -1.0}, id="negative number"),
+        pytest.param(["--source.max_skew_seconds", "-0"], "source", {"max_skew_seconds": 0.0}, id="negative number"),
         pytest.param(["--source.paths", '["x.csv"]'], "source", {"paths": ["x.csv"]}, id="list"),
         pytest.param(["--source.context", '{ a = "b" }'], "source", {"context": {"a": "b"}}, id="table"),
         pytest.param(["--source.context.a", "b=c"], "source", {"context": {"a": "b=c"}}, id="equals sign in the value"),

@@ -3,6 +3,7 @@
 import math
 
 import dp_accounting
+import mpmath
 import pytest
 from dp_accounting import pld
 
@@ -28,6 +29,18 @@ def test_mechanisms_together_spend_the_total_and_no_more(epsilon, selection_delt
     assert epsilon * 0.999 < spent < epsilon * 1.01
     less_noise = {name: 0.97 * sigma for name, sigma in multipliers.items()}
     assert composed_epsilon(less_noise, 1e-6 - selection_delta) > epsilon * 1.01
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 1.0, 4.0, 16.0])
+@pytest.mark.parametrize("delta", [1e-4, 1e-6, 1e-10])
+def test_the_exact_delta_is_kept_to_nine_digits(epsilon, delta):
+    """Balle and Wang 2018, equation 6, in 40 digits."""
+    multipliers = budget.noise_multipliers(budget.Budget(epsilon, delta), SHARES)
+    with mpmath.workdps(40):
+        sigma = 1 / mpmath.sqrt(sum(1 / mpmath.mpf(m) ** 2 for m in multipliers.values()))
+        first = mpmath.ncdf(1 / (2 * sigma) - epsilon * sigma)
+        spent = first - mpmath.exp(epsilon) * mpmath.ncdf(-1 / (2 * sigma) - epsilon * sigma)
+        assert (1 - 1e-6) * delta < spent <= delta * (1 + 1e-9)
 
 
 def test_a_share_is_a_share_of_the_inverse_variance():

@@ -30,6 +30,25 @@ def test_tails_are_as_heavy_as_a_gaussians():
             assert stats.poisson.ppf(5e-8, expected) <= count <= stats.poisson.isf(5e-8, expected)
 
 
+def one_double(size: int, noise_sd: float) -> np.ndarray:
+    """The control: a Gaussian in one double of the whole scale, rounded."""
+    return np.rint(noise.gaussian(size, KEY) * noise_sd * 2.0**36).astype(np.int64)
+
+
+@pytest.mark.parametrize("noise_sd", [1.0, 2.0**10, 2.0**18, 2.0**21])
+@pytest.mark.parametrize("modulus", [2, 16])
+def test_low_bits_are_as_random_as_high_ones(noise_sd, modulus):
+    """Else the release would show the low bits of the exact sum."""
+
+    def even_handed(drawn: np.ndarray) -> bool:
+        # Chi-squared over the residues, at a false alarm rate of 1e-6.
+        return stats.chisquare(np.bincount(drawn % modulus, minlength=modulus)).pvalue > 1e-6
+
+    assert even_handed(noise.grid_gaussian(DRAWS, noise_sd, 36, KEY))
+    if noise_sd >= 2.0**10:
+        assert not even_handed(one_double(DRAWS, noise_sd))
+
+
 def test_cells_are_independent():
     drawn = noise.gaussian(DRAWS, KEY)
     for lag in (1, 2, 3):

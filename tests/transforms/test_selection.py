@@ -1,5 +1,6 @@
 """Selection: exact scores, who may appear, and noise of the claimed size."""
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +8,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from data import tables
-from tests.transforms.example import contributions, ids
+from tests.transforms.example import contributions, ids, run
 from transforms.privacy import budget
 from transforms.release import selection
 
@@ -100,6 +101,16 @@ def test_noise_has_the_charged_scale(drawn, accepted):
     sample = released["score"].to_numpy() / 3.0
     # Fresh keys: Kolmogorov-Smirnov at a flake probability of 1e-6.
     assert (stats.kstest(sample, "norm").pvalue > 1e-6) == accepted
+
+
+@pytest.mark.parametrize(("grants", "tables_released"), [([], 0), (["release"], 1)], ids=["refused", "granted"])
+def test_no_score_is_drawn_without_a_grant(grants, tables_released):
+    def build(pipeline):
+        granted = pipeline | "Grants" >> beam.Create(grants, reshuffle=False)
+        buckets = pipeline | "Buckets" >> beam.Create([contributions(("ann", "a"))])
+        return buckets | selection.ReleaseSelection(params(), granted, KEY)
+
+    assert len(run(build)) == tables_released
 
 
 def test_how_many_items_to_keep_follows_from_signal_and_noise():

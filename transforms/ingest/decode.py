@@ -22,6 +22,9 @@ MAX_VALUE = 1e9
 _MICROSECONDS = {"s": 1_000_000, "ms": 1000, "us": 1}
 _MAX_INT64 = 2**63 - 1
 
+_SENSIBLE = "between '0001-01-02'::timestamptz and '9999-12-30'::timestamptz"
+"""Times beyond are none: adding skew or slack to them might overflow."""
+
 OK = "ok"
 OPTED_OUT = "opted out"
 DROPPED = (OPTED_OUT, "below min_value", "outside the window", "late")
@@ -173,10 +176,15 @@ def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
                 {missing("arrival_time")} as no_arrival, {time("arrival_time")} as arrival_time,
                 map([{context_keys}]::varchar[], [{context_values}]::varchar[]) as context
             from batch
+        ), ranged as (
+            select * replace (
+                case when event_time {_SENSIBLE} then event_time end as event_time,
+                case when arrival_time {_SENSIBLE} then arrival_time end as arrival_time
+            ) from decoded
         )
         select *, {_outcome(rules, has_catalogue)} as outcome,
             case event_type {weights} end {"* value" if rules.weigh_by_value else ""} as weight
-        from decoded
+        from ranged
     """
 
 

@@ -31,6 +31,7 @@ RAW = "__raw"
 
 _BATCH_ROWS = 100_000
 _BLOCK_BYTES = 16 << 20
+_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -139,63 +140,70 @@ def _read_parquet(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Tab
         parquet = pq.ParquetFile(file)
         for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[fragment.row_group], columns=list(columns)):
             table = pa.Table.from_batches([batch]).select(list(columns))
-            yield _with_place(table, np.arange(first, first + batch.num_rows))
+            yield _decode_text(table, np.arange(first, first + batch.num_rows))
             first += batch.num_rows
 
 
 def _read_csv(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """One line is one row: if quotes could hold newlines, a row with an open quote would take its neighbours along."""
+    with _open(fragment.path) as file:
+        names = _header(fragment.path, file.readline())
+        first = fragment.first
+        for lines in _blocks_of_lines(file):
+            numbers = np.arange(first, first + len(lines))
+            first += len(lines)
+            filled = np.array([bool(line.strip()) for line in lines], bool)
+            is_open = pc.count_substring(pa.array(lines, pa.binary()), '"').to_numpy() % 2 == 1
+            for problem, chosen in (("CSV row has an open quote", filled & is_open), (None, filled & ~is_open)):
+                some = [line for line, wanted in zip(lines, chosen, strict=True) if wanted]
+                if some and problem:
+                    yield _undecoded(numbers[chosen], [problem] * len(some), some, columns)
+                elif some:
+                    yield from _parse_csv(some, numbers[chosen], names, columns)
+
+
+def _parse_csv(lines: list[bytes], numbers: np.ndarray, names: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
     invalid: list[Any] = []
-    valid_before: list[int] = []
 
     def keep(row: Any) -> str:
-        valid_before.append(row.number - 1 - len(valid_before))
         invalid.append(row)
         return "skip"
 
-    with _open(fragment.path) as file:
-        names = _header(fragment.path, file.readline())
-        if not file.peek(1):
-            return
-        reader = pa.csv.open_csv(
-            file,
-            # Every byte is a character of Latin-1: no row can be undecodable for the reader, and none stops the file.
-            pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, column_names=names, encoding="latin1"),
-            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=keep),
-            pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns), strings_can_be_null=False
-            ),
-        )
-        done = 0
-        for batch in reader:
-            index = np.arange(done, done + batch.num_rows)
-            numbers = fragment.first + index + np.searchsorted(valid_before, index, side="right")
-            yield _decode_text(pa.Table.from_batches([_bytes_of_latin1(batch)]), numbers)
-            done += batch.num_rows
-    yield from _invalid_rows(invalid, columns)
+    text = b"\n".join(lines)
+    table = pa.csv.read_csv(
+        io.BytesIO(text),
+        # Every byte is a character of Latin-1: no row can be undecodable for the reader, and none stops the file.
+        pa.csv.ReadOptions(use_threads=False, block_size=2 * len(text) + 1, column_names=list(names), encoding="latin1"),
+        pa.csv.ParseOptions(invalid_row_handler=keep),
+        pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns), strings_can_be_null=False
+        ),
+    )
+    wrong = [row.number - 1 for row in invalid]
+    yield _decode_text(_bytes_of_latin1(table), np.delete(numbers, wrong))
+    if invalid:
+        problems = [f"CSV row has {row.actual_columns} columns, not {row.expected_columns}" for row in invalid]
+        yield _undecoded(numbers[wrong], problems, [lines[i] for i in wrong], columns)
 
 
-def _bytes_of_latin1(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _bytes_of_latin1(table: pa.Table) -> pa.Table:
     """Turns text that was read as Latin-1 back into the file's bytes; only distinct values beyond ASCII take time."""
     columns = []
-    for column in batch.columns:
+    for column in table.columns:
         if pc.sum(pc.binary_length(column)).as_py() == pc.sum(pc.utf8_length(column)).as_py():
             columns.append(column.cast(pa.binary()))
         else:
-            encoded = column.dictionary_encode()
+            encoded = column.combine_chunks().dictionary_encode()
             values = [text.encode("latin1") for text in encoded.dictionary.to_pylist()]
             columns.append(pa.array(values, pa.binary()).take(encoded.indices))
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    return pa.table(columns, names=table.column_names)
 
 
-def _invalid_rows(invalid: Sequence[Any], columns: Sequence[str]) -> Iterator[pa.Table]:
-    if invalid:
-        nothing = pa.table({column: pa.nulls(len(invalid), pa.string()) for column in columns})
-        yield _with_place(
-            nothing,
-            np.array([row.number for row in invalid]),
-            pa.array([f"CSV row has {row.actual_columns} columns, not {row.expected_columns}" for row in invalid]),
-            pa.array([row.text.encode("latin1").decode(errors="replace") for row in invalid]),
-        )
+def _undecoded(numbers: np.ndarray, problems: list[str], raw: list[bytes], columns: Sequence[str]) -> pa.Table:
+    """Rows of which nothing but their text is known."""
+    nothing = pa.table({column: pa.nulls(len(raw), pa.string()) for column in columns})
+    texts = [text.decode(errors="replace").rstrip("\r") for text in raw]
+    return _with_place(nothing, numbers, pa.array(problems), pa.array(texts))
 
 
 def _read_jsonl(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -241,19 +249,26 @@ def _decode_json(connection: duckdb.DuckDBPyConnection, lines: pa.Table, columns
 
 
 def _decode_text(table: pa.Table, numbers: np.ndarray, raw: str | None = None) -> pa.Table:
-    """Turns binary columns into text. A row that isn't UTF-8 gets a problem, and replacement characters in its RAW."""
+    """Makes text of binary columns, and sure that text is text; other columns stay.
+
+    A row that isn't UTF-8 gets a problem, and replacement characters in its RAW.
+    """
     bad = np.zeros(table.num_rows, bool)
     columns = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
+        if not any(check(column.type) for check in _TEXT_TYPES):
+            columns[name] = column
+            continue
+        given = column.cast(pa.large_binary())
         try:
-            columns[name] = column.cast(pa.string())
+            columns[name] = given.cast(pa.large_string())
         except pa.ArrowInvalid:
-            values = [value.decode(errors="replace") for value in column.to_pylist()]
-            bad |= [value.encode() != given for value, given in zip(values, column.to_pylist(), strict=True)]
-            columns[name] = pa.array(values)
+            values = [None if value is None else value.decode(errors="replace") for value in given.to_pylist()]
+            bad |= [text is not None and text.encode() != value for text, value in zip(values, given.to_pylist(), strict=True)]
+            columns[name] = pa.array(values, pa.large_string())
     problem = pa.array(["not UTF-8"] * table.num_rows, pa.string(), mask=~bad)
-    return _with_place(pa.table(columns), numbers, problem, columns.pop(raw) if raw else None)
+    return _with_place(pa.table(columns), numbers, problem, columns.pop(raw).cast(pa.string()) if raw else None)
 
 
 def _with_place(table: pa.Table, numbers: np.ndarray, problem: pa.Array | None = None, raw: pa.Array | None = None) -> pa.Table:

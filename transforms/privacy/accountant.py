@@ -7,6 +7,9 @@ from dp_accounting import gaussian_mechanism
 
 from transforms.privacy import budget
 
+_PAIR_DELTA = 1e-12
+"""Of the (epsilon, delta) that stands for a sigma: small enough that epsilon is positive for every sigma in use."""
+
 
 class PlannedAccountant(pipeline_dp.NaiveBudgetAccountant):
     """Gives each of PipelineDP's mechanisms the noise multiplier planned for it, instead of splitting by weight.
@@ -28,5 +31,5 @@ class PlannedAccountant(pipeline_dp.NaiveBudgetAccountant):
         self._finalize()
         for spec in self.mechanism_specs:
             sigma = self._planned[spec.name]
-            spec.set_eps_delta(gaussian_mechanism.get_epsilon_gaussian(sigma, self.total_delta), self.total_delta)
+            spec.set_eps_delta(gaussian_mechanism.get_epsilon_gaussian(sigma, _PAIR_DELTA), _PAIR_DELTA)
             spec.set_noise_standard_deviation(sigma)

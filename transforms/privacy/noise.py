@@ -1,8 +1,9 @@
 """Gaussian noise on an integer grid, from a cryptographic stream.
 
 The exact sums are integers on a grid. Adding a real Gaussian and rounding to the grid equals adding the rounded Gaussian,
-so the release is post-processing of the Gaussian mechanism, up to how well `gaussian` approximates a real Gaussian:
-53 random bits for the place within the tail at every scale, so that no grid point near the sum is out of reach.
+so the release is post-processing of the Gaussian mechanism, up to how well the draws approximate a real Gaussian. Two things
+are made sure of: the tails are as fine as the middle, and the low bits of a draw are as random as its high ones (one double
+of large scale has few bits below the grid; rounding its ties to even would show the parity of the exact sum).
 `docs/privacy.md` says what that promises and what not.
 """
 
@@ -15,6 +16,7 @@ from scipy import special
 
 _BYTES_PER_DRAW = 16
 _DRAWS_AT_ONCE = 1 << 20
+_FINE_STEPS = 2.0**20
 
 
 def fresh_key() -> bytes:
@@ -43,6 +45,9 @@ def gaussian(size: int, key: bytes) -> np.ndarray:
 def grid_gaussian(size: int, noise_sd: float, grid_bits: int, key: bytes) -> np.ndarray:
     """Draws Gaussians of standard deviation `noise_sd`, rounded to multiples of 2^-grid_bits; int64 multiples, (size,).
 
+    Each is the sum of a coarse and a fine Gaussian, whose variances add up. The fine one is small enough for a double to have
+    30 bits below the grid, and wide enough (2^20 grid steps, where the scale allows) to smooth whatever the coarse one lacks.
+
     Raises:
         ValueError: noise_sd so large that 64 bits of the grid can't hold it, or not positive.
     """
@@ -50,4 +55,9 @@ def grid_gaussian(size: int, noise_sd: float, grid_bits: int, key: bytes) -> np.
         raise ValueError(
             f"grid_gaussian: noise_sd must be in (0, 2^{58 - grid_bits}) on a 2^-{grid_bits} grid, not {noise_sd}."
         )
-    return np.rint(gaussian(size, key) * math.ldexp(noise_sd, grid_bits)).astype(np.int64)
+    scale = math.ldexp(noise_sd, grid_bits)
+    fine_scale = min(_FINE_STEPS, scale / 4)
+    draws = gaussian(2 * size, key)
+    coarse = draws[:size] * math.sqrt(scale**2 - fine_scale**2)
+    whole = np.floor(coarse)
+    return whole.astype(np.int64) + np.rint((coarse - whole) + draws[size:] * fine_scale).astype(np.int64)

@@ -57,8 +57,8 @@ class ReleaseReferenceCounts(beam.PTransform):
         self._report = report_generator.ExplainComputationReport()
 
     def report(self) -> str:
-        """PipelineDP's own explanation; there once the transform is applied."""
-        return self._report.text()
+        """What is planned, and PipelineDP's own explanation, which is there once the transform is applied."""
+        return f"{counts.ReleaseCounts(self._params, self._items, self._key).report()}\nPipelineDP says:\n{self._report.text()}"
 
     def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
         params, key = self._params, self._key
@@ -150,8 +150,9 @@ class ReleaseReferenceCooccurrence(beam.PTransform):
         self._report = report_generator.ExplainComputationReport()
 
     def report(self) -> str:
-        """PipelineDP's own explanation; there once the transform is applied."""
-        return self._report.text()
+        """What is planned, and PipelineDP's own explanation, which is there once the transform is applied."""
+        planned = cooccurrence.ReleaseCooccurrence(self._mechanism, self._items).report()
+        return f"{planned}\nPipelineDP says:\n{self._report.text()}"
 
     def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
         n_items = self._max_items
