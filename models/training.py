@@ -5,6 +5,7 @@ Reads noisy aggregates and the public catalogue, never events: post-processing, 
 
 import collections.abc
 import dataclasses
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ import scipy.sparse as sp
 from data import tables
 from data.catalogue import Catalogue
 from models import features, hybrid, spectral
+
+log = logging.getLogger(__name__)
 
 ALL_ITEMS = "(every item)"
 """A feature of every item: the average taste, all that an item without features of its own has."""
@@ -87,12 +90,14 @@ def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogu
     if not len(known):
         return _untrained(_all_ids(released, catalogue), items)
     matrix = _matrix(pairs, len(known))
+    log.info("denoising the co-occurrence of %d items", len(known))
     scores = items["score"].to_numpy()
     embeddings = spectral.fit(matrix, scores[known], noise_sd, settings.rank)
 
     ids = _all_ids(released, catalogue)
     feature_names, loadings = _features(ids, catalogue)
     popularity = _popularity(scores, known, len(ids))
+    log.info("starting %d items from it, through %d features", len(ids), len(feature_names))
     # As D^-1 E on the history's side (models.spectral), so its loadings.
     model = hybrid.warm_start(
         embeddings,
@@ -101,6 +106,7 @@ def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogu
         sp.csr_matrix(sp.diags(popularity ** (1 - spectral.OWN_POWER)) @ loadings),
     )
     if settings.epochs:
+        log.info("training %d epoch(s) of WARP", settings.epochs)
         near = hybrid.neighbours(embeddings, settings.neighbours)
         near = sp.coo_matrix((near.data, (known[near.row], known[near.col])), shape=(len(ids), len(ids)))
         model = hybrid.train(model, near, settings.epochs, settings.learning_rate, settings.seed, settings.threads)

@@ -227,8 +227,14 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
         raise config.JobFileError(str(error)) from error
     log.info("releasing %s of %s from %d file part(s)", planned.release_id, job.job.data_set, len(fragments))
     kept.discard_attempts(planned.release_id)
-    with pipeline as root:
-        build(root, planned, ingest, allow_another)
+    try:
+        with pipeline as root:
+            build(root, planned, ingest, allow_another)
+    except RuntimeError as error:
+        # The runner wraps what a worker raised.
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
+        raise
     record = kept.run_record(planned.release_id)
     if record["refused"]:
         kept.discard_attempts(planned.release_id)

@@ -49,8 +49,10 @@ def run(directory: Path, users: int, items: int, seed: int) -> None:
     try:
         world = synthetic.World(users=users, items=items, seed=seed)
         synthetic.write(world, directory)
-    except (ValueError, FileExistsError) as error:
+    except ValueError as error:
         raise errors.BadRequestError(f"synth: {error}") from error
+    except FileExistsError as error:
+        raise errors.BadRequestError(f"synth: {directory} has a world already; delete it or give another directory.") from error
     day = dt.timedelta(days=1)
     job = _JOB.format(
         users=users,

@@ -68,6 +68,11 @@ def test_every_file_that_a_document_names_is_there(document):
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_no_document_has_a_gap(document):
+    assert "@@" not in (ROOT / document).read_text()
+
+
 def test_every_link_of_the_readme_leads_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

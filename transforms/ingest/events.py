@@ -41,7 +41,7 @@ class ReadAndDecode(beam.DoFn):
         | beam.pvalue.TaggedOutput[Literal["dead_letters"], str]
         | beam.pvalue.TaggedOutput[Literal["outcomes"], dict[str, int]]
     ]:
-        rows = 0
+        first = fragment.first
         for batch in sources.read(fragment, self._rules.source_columns):
             decoded = self._decoder.decode(fragment.path, batch)
             for outcome, count in decoded.outcomes.items():
@@ -51,8 +51,8 @@ class ReadAndDecode(beam.DoFn):
                 yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, json.dumps(letter))
             if decoded.events.num_rows:
                 yield decoded.events
-            rows += batch.num_rows
-            log.info("read rows %d to %d of %s", fragment.first, fragment.first + rows - 1, fragment.path)
+            log.info("read rows %d to %d of %s", first, first + batch.num_rows - 1, fragment.path)
+            first += batch.num_rows
 
 
 class IngestEvents(beam.PTransform):

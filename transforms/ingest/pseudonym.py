@@ -63,7 +63,8 @@ def read_key(path: Path | None) -> bytes:
             text = path.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not text"
-            raise PseudonymKeyError(f"{place}: can't be read ({reason}). `sottovoce key {path}` makes one.") from error
+            advice = "" if path.exists() else f" `sottovoce key {path}` makes one."
+            raise PseudonymKeyError(f"{place}: can't be read ({reason}).{advice}") from error
     try:
         key = bytes.fromhex(text.strip())
     except ValueError:
