@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from data import events
+from transforms import coders
 
 CONTRIBUTIONS = pa.schema(
     [
@@ -29,29 +30,43 @@ CONTRIBUTIONS = pa.schema(
 """One row for each (privacy_id, item_id, event_type) of a user bucket."""
 
 WEIGHED_EVENTS = pa.schema(
-    [events.EVENTS.field(name) for name in ("event_id", "privacy_id", "item_id", "event_type", "value", "event_time")]
+    [events.EVENTS.field(name) for name in ("event_id", "privacy_id", "item_id", "event_type")]
     + [pa.field("weight", pa.float64(), nullable=False)]
 )
 """What ingest hands to bounding: the fields that counting needs, and the event's weight in the user's row."""
 
 
+beam.coders.registry.register_coder(pa.Table, coders.TableCoder)
+
+_REPETITIVE = ("item_id", "event_type")
+"""Columns with few distinct values, which travel as a dictionary."""
+
+
 def split_by_bucket(batch: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
     """Yields (bucket, rows), all rows of one privacy id in one bucket."""
+    batch = batch.select(WEIGHED_EVENTS.names).combine_chunks()
+    for name in _REPETITIVE:
+        batch = batch.set_column(batch.column_names.index(name), name, batch[name].dictionary_encode())
     bucket = (_user_hash(batch["privacy_id"].combine_chunks()) % np.uint64(buckets)).astype(np.int64)
-    for key in np.unique(bucket):
-        yield int(key), batch.filter(pa.array(bucket == key))
+    batch = batch.take(pa.array(np.argsort(bucket, kind="stable")))
+    sizes = np.bincount(bucket, minlength=buckets)
+    for key in np.flatnonzero(sizes):
+        yield int(key), batch.slice(int(sizes[:key].sum()), int(sizes[key]))
 
 
 def drop_repeats(batch: pa.Table) -> pa.Table:
-    """Keeps one row of each (privacy_id, event_id): the first in order of its other fields. No event_id: no repeat."""
-    named = batch.filter(pc.is_valid(batch["event_id"]))
-    if named.num_rows == 0:
+    """Keeps one row of each (privacy_id, event_id): the first in order of its other columns. No event_id: no repeat."""
+    codes = pc.fill_null(batch["event_id"].combine_chunks().dictionary_encode().indices, -1).to_numpy()
+    repeated = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1) if len(codes) else np.zeros(0, bool)
+    if not repeated.any():
         return batch
-    order = ["privacy_id", "event_id", "event_time", "item_id", "event_type", "value", "weight"]
+    # Of two users the same event_id is no repeat; only where one occurs twice at all is it worth sorting.
+    named = batch.filter(pa.array(repeated))
+    order = ["privacy_id", "event_id", "item_id", "event_type", "weight"]
     named = named.sort_by([(name, "ascending") for name in order])
     ids, event_ids = (named[name].combine_chunks().dictionary_encode().indices for name in order[:2])
     first = np.r_[True, (np.diff(ids) != 0) | (np.diff(event_ids) != 0)]
-    return pa.concat_tables([named.filter(pa.array(first)), batch.filter(pc.is_null(batch["event_id"]))])
+    return pa.concat_tables([named.filter(pa.array(first)), batch.filter(pa.array(~repeated))])
 
 
 def contributions(batch: pa.Table) -> pa.Table:
@@ -63,7 +78,7 @@ def contributions(batch: pa.Table) -> pa.Table:
 
 def bucket_contributions(bucket: tuple[int, Iterable[pa.Table]]) -> pa.Table:
     """Joins a bucket's batches into its CONTRIBUTIONS."""
-    return contributions(drop_repeats(pa.concat_tables(bucket[1])))
+    return contributions(drop_repeats(pa.concat_tables(batch.cast(WEIGHED_EVENTS) for batch in bucket[1])))
 
 
 def within(rows: pa.Table, column: str, allowed: pa.Array) -> pa.Table:

@@ -99,7 +99,7 @@ class Decoder:
     def __init__(self, rules: EventRules, key: bytes, opt_outs: pa.Array | None = None, catalogue_ids: pa.Array | None = None):
         self._rules = rules
         self._key = key
-        self._connection = duckdb.connect(config={"threads": 1})
+        self._connection = duckdb.connect()
         self._connection.execute("set TimeZone = 'UTC'")
         nobody = pa.array([], pa.string())
         self._connection.register("opt_outs", pa.table({"id": nobody if opt_outs is None else opt_outs}))
@@ -117,7 +117,9 @@ class Decoder:
         outcome = rows["outcome"]
         tally = {entry["values"]: entry["counts"] for entry in pc.value_counts(outcome).to_pylist()}
         dead = rows.filter(pc.invert(pc.is_in(outcome, value_set=pa.array([OK, *DROPPED]))))
-        return Decoded(self._events(rows.filter(pc.equal(outcome, OK))), self._dead_letters(file, dead, numbered), tally)
+        good = rows.select(WEIGHTED_EVENTS.names)
+        good = good if tally.keys() == {OK} else good.filter(pc.equal(outcome, OK))
+        return Decoded(self._events(good), self._dead_letters(file, dead, numbered), tally)
 
     def _ask(self, query: str, batch: pa.Table) -> pa.Table:
         self._connection.register("batch", batch)

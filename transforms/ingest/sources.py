@@ -29,7 +29,7 @@ PROBLEM = "__problem"
 RAW = "__raw"
 """Columns beside the source's own: the row's number from 1, why it couldn't be decoded, its text where it has one."""
 
-_BATCH_ROWS = 100_000
+_BATCH_ROWS = 1_000_000
 _BLOCK_BYTES = 16 << 20
 _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -41,11 +41,11 @@ class SourceError(errors.BadInputError):
 
 @dataclasses.dataclass(frozen=True)
 class Fragment:
-    """What one worker reads at a time: a file, or a row group of a Parquet file whose first row has number `first`."""
+    """What one worker reads at a time: a file, or row groups of a Parquet file whose first row has number `first`."""
 
     kind: Kind
     path: str
-    row_group: int = 0
+    row_groups: tuple[int, ...] = ()
     first: int = 1
 
 
@@ -91,8 +91,17 @@ def _row_groups(path: str, columns: Sequence[str]) -> list[Fragment]:
         names = parquet.schema_arrow.names
         _check_columns(path, names, columns, f" It has {', '.join(map(repr, names[:50]))}.")
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    firsts = np.cumsum([1, *sizes])
-    return [Fragment("parquet", path, i, int(firsts[i])) for i in range(len(sizes))]
+    # Row groups together until they make a batch: what is done once for each distinct value of a batch is done less often.
+    fragments: list[Fragment] = []
+    first = 1
+    for group, size in enumerate(sizes):
+        last = fragments[-1] if fragments else None
+        if last and first + size - last.first <= _BATCH_ROWS:
+            fragments[-1] = dataclasses.replace(last, row_groups=(*last.row_groups, group))
+        else:
+            fragments.append(Fragment("parquet", path, (group,), first))
+        first += size
+    return fragments
 
 
 def _check_columns(path: str, present: Sequence[str], columns: Sequence[str], hint: str) -> None:
@@ -138,7 +147,7 @@ def _read_parquet(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Tab
     first = fragment.first
     with FileSystems.open(fragment.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         parquet = pq.ParquetFile(file)
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[fragment.row_group], columns=list(columns)):
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(fragment.row_groups), columns=list(columns)):
             table = pa.Table.from_batches([batch]).select(list(columns))
             yield _decode_text(table, np.arange(first, first + batch.num_rows))
             first += batch.num_rows
@@ -260,13 +269,15 @@ def _decode_text(table: pa.Table, numbers: np.ndarray, raw: str | None = None) -
         if not any(check(column.type) for check in _TEXT_TYPES):
             columns[name] = column
             continue
-        given = column.cast(pa.large_binary())
+        is_large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
+        binary, text = (pa.large_binary(), pa.large_string()) if is_large else (pa.binary(), pa.string())
+        given = column.cast(binary)
         try:
-            columns[name] = given.cast(pa.large_string())
+            columns[name] = given.cast(text)
         except pa.ArrowInvalid:
             values = [None if value is None else value.decode(errors="replace") for value in given.to_pylist()]
-            bad |= [text is not None and text.encode() != value for text, value in zip(values, given.to_pylist(), strict=True)]
-            columns[name] = pa.array(values, pa.large_string())
+            bad |= [now is not None and now.encode() != was for now, was in zip(values, given.to_pylist(), strict=True)]
+            columns[name] = pa.array(values, text)
     problem = pa.array(["not UTF-8"] * table.num_rows, pa.string(), mask=~bad)
     return _with_place(pa.table(columns), numbers, problem, columns.pop(raw).cast(pa.string()) if raw else None)
 
