@@ -10,7 +10,6 @@ that still holds the old file the old one again. POSIX only: a deleted version s
 import contextlib
 import dataclasses
 import fcntl
-import os
 import pathlib
 import re
 import shutil
@@ -23,57 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data import comments, errors, events, tables
+from data import comments, errors, tables
 from data.catalogue import Catalogue, FeatureKind
-
-MODEL_VERSIONS = pa.schema(
-    [
-        pa.field("version", pa.int32(), nullable=False),
-        pa.field("created", events.TIMESTAMP, nullable=False),
-        pa.field("release_ids", pa.list_(pa.string()), nullable=False),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("epochs", pa.int32(), nullable=False),
-        pa.field("items", pa.int32(), nullable=False),
-        # a JSON object
-        pa.field("parameters", pa.string(), nullable=False),
-        pa.field("code_version", pa.string(), nullable=False),
-    ]
-)
-
-PRIVACY_LEDGER = pa.schema(
-    [
-        # one row per mechanism of each release
-        pa.field("release_id", pa.string(), nullable=False),
-        pa.field("data_set", pa.string(), nullable=False),
-        pa.field("created", events.TIMESTAMP, nullable=False),
-        pa.field("window_start", events.TIMESTAMP, nullable=False),
-        pa.field("window_end", events.TIMESTAMP, nullable=False),
-        pa.field("unit", pa.string(), nullable=False),
-        pa.field("period", pa.string(), nullable=False),
-        # selection | counts.users | counts.events | cooccurrence
-        pa.field("mechanism", pa.string(), nullable=False),
-        pa.field("noise_kind", pa.string(), nullable=False),
-        pa.field("l2_sensitivity", pa.float64(), nullable=False),
-        pa.field("noise_sd", pa.float64(), nullable=False),
-        # noise_sd / l2_sensitivity
-        pa.field("noise_multiplier", pa.float64(), nullable=False),
-        # set aside for selection's threshold; 0 otherwise
-        pa.field("delta", pa.float64(), nullable=False),
-        # of the whole release, the same in each of its rows
-        pa.field("total_epsilon", pa.float64(), nullable=False),
-        pa.field("total_delta", pa.float64(), nullable=False),
-    ]
-)
-
-RELEASE_REPORT = pa.schema(
-    [
-        pa.field("release_id", pa.string(), nullable=False),
-        pa.field("section", pa.string(), nullable=False),
-        pa.field("line", pa.int32(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-    ]
-)
+from data.store import sync
 
 CURRENT = "current.duckdb"
 STORAGE_VERSION = "v1.4.0"
@@ -87,9 +38,9 @@ _SCHEMAS = {
     "feature_embeddings": tables.FEATURE_EMBEDDINGS,
     "recommendations": tables.RECOMMENDATIONS,
     "popular": tables.POPULAR,
-    "model_versions": MODEL_VERSIONS,
-    "privacy_ledger": PRIVACY_LEDGER,
-    "release_report": RELEASE_REPORT,
+    "model_versions": tables.MODEL_VERSIONS,
+    "privacy_ledger": tables.PRIVACY_LEDGER,
+    "release_report": tables.RELEASE_REPORT,
 }
 _VERSION = re.compile(r"([1-9][0-9]*)\.duckdb")
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
@@ -149,9 +100,9 @@ def publish(store: pathlib.Path, contents: Contents, keep_versions: int) -> path
             draft = pathlib.Path(directory) / "draft.duckdb"
             _write(draft, contents)
             draft.chmod(0o444)
-            _sync(draft)
+            sync(draft)
             version = _number(draft, versions)
-        _sync(versions)
+        sync(versions)
         _make_current(store, version)
         for old in _published(versions)[:-keep_versions]:
             old.unlink()
@@ -224,15 +175,7 @@ def _make_current(store: pathlib.Path, version: pathlib.Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(version.relative_to(store))
     link.replace(store / CURRENT)
-    _sync(store)
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(store)
 
 
 def _write(path: pathlib.Path, contents: Contents) -> None:

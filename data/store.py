@@ -119,11 +119,11 @@ class Store:
                     if str(file.relative_to(winner)) not in manifest["parts"]:
                         file.unlink()
                 for part in manifest["parts"]:
-                    _sync(winner / part)
+                    sync(winner / part)
                 write_json(winner / "manifest.json", manifest)
                 winner.chmod(0o755)
                 winner.rename(final)
-                _sync(final.parent)
+                sync(final.parent)
             published = [
                 {**entry, "status": PUBLISHED} if entry["release_id"] == release_id else entry for entry in self.ledger()
             ]
@@ -249,10 +249,11 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes sure that a file, or the names in a directory, outlast a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,8 @@
 """Schemas of the released and trained tables: everything below the privacy boundary, as Arrow and Parquet.
 
 A release (`STORE/releases/ID/`) holds ITEMS, ITEM_COUNTS and ITEM_PAIRS; a model (`STORE/models/N/`) holds
-EMBEDDINGS, FEATURE_EMBEDDINGS, RECOMMENDATIONS and POPULAR. The database is made from these files alone.
+EMBEDDINGS, FEATURE_EMBEDDINGS, RECOMMENDATIONS and POPULAR. The database is made from these files and the manifests beside
+them (MODEL_VERSIONS, PRIVACY_LEDGER, RELEASE_REPORT) alone.
 """
 
 import pyarrow as pa
@@ -71,5 +72,54 @@ POPULAR = pa.schema(
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("score", pa.float64(), nullable=False),
+    ]
+)
+
+MODEL_VERSIONS = pa.schema(
+    [
+        pa.field("version", pa.int32(), nullable=False),
+        pa.field("created", events.TIMESTAMP, nullable=False),
+        pa.field("release_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("epochs", pa.int32(), nullable=False),
+        pa.field("items", pa.int32(), nullable=False),
+        # a JSON object
+        pa.field("parameters", pa.string(), nullable=False),
+        pa.field("code_version", pa.string(), nullable=False),
+    ]
+)
+
+PRIVACY_LEDGER = pa.schema(
+    [
+        # one row per mechanism of each release
+        pa.field("release_id", pa.string(), nullable=False),
+        pa.field("data_set", pa.string(), nullable=False),
+        pa.field("created", events.TIMESTAMP, nullable=False),
+        pa.field("window_start", events.TIMESTAMP, nullable=False),
+        pa.field("window_end", events.TIMESTAMP, nullable=False),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("period", pa.string(), nullable=False),
+        # selection | counts.users | counts.events | cooccurrence
+        pa.field("mechanism", pa.string(), nullable=False),
+        pa.field("noise_kind", pa.string(), nullable=False),
+        pa.field("l2_sensitivity", pa.float64(), nullable=False),
+        pa.field("noise_sd", pa.float64(), nullable=False),
+        # noise_sd / l2_sensitivity
+        pa.field("noise_multiplier", pa.float64(), nullable=False),
+        # set aside for selection's threshold; 0 otherwise
+        pa.field("delta", pa.float64(), nullable=False),
+        # of the whole release, the same in each of its rows
+        pa.field("total_epsilon", pa.float64(), nullable=False),
+        pa.field("total_delta", pa.float64(), nullable=False),
+    ]
+)
+
+RELEASE_REPORT = pa.schema(
+    [
+        pa.field("release_id", pa.string(), nullable=False),
+        pa.field("section", pa.string(), nullable=False),
+        pa.field("line", pa.int32(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
     ]
 )

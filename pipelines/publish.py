@@ -64,7 +64,7 @@ def _model_versions(version: int, trained: dict[str, Any]) -> pa.Table:
         "created": _time(trained["created"]),
         "parameters": json.dumps(trained["parameters"]),
     }
-    return pa.Table.from_pylist([row], database.MODEL_VERSIONS)
+    return pa.Table.from_pylist([row], tables.MODEL_VERSIONS)
 
 
 def _privacy_ledger(ledger: list[dict[str, Any]]) -> pa.Table:
@@ -80,7 +80,7 @@ def _privacy_ledger(ledger: list[dict[str, Any]]) -> pa.Table:
         for charge in ledger
         for mechanism in charge["mechanisms"]
     ]
-    return pa.Table.from_pylist(rows, database.PRIVACY_LEDGER)
+    return pa.Table.from_pylist(rows, tables.PRIVACY_LEDGER)
 
 
 def _release_report(manifest: dict[str, Any]) -> pa.Table:
@@ -107,7 +107,7 @@ def _release_report(manifest: dict[str, Any]) -> pa.Table:
         for section, text in {"privacy": promise, **manifest["reports"]}.items()
         for number, line in enumerate(text.splitlines(), 1)
     ]
-    return pa.Table.from_pylist(rows, database.RELEASE_REPORT)
+    return pa.Table.from_pylist(rows, tables.RELEASE_REPORT)
 
 
 if __name__ == "__main__":

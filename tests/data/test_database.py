@@ -57,14 +57,14 @@ def make_contents(version: int = 1, **changes: object) -> database.Contents:
             feature_embeddings=rows(tables.FEATURE_EMBEDDINGS, ("genre=x", [1, 0], [0, 1], 0.5)),
             recommendations=rows(tables.RECOMMENDATIONS, ("a", 1, "c", 0.5)),
             popular=rows(tables.POPULAR, (1, "a", 9.0), (2, "b", 5.0), (3, "c", 4.0)),
-            model_versions=rows(database.MODEL_VERSIONS, (version, DAY, ["r1"], "ensemble", 2, 10, 3, '{"lam": 1}', "0.1.0")),
+            model_versions=rows(tables.MODEL_VERSIONS, (version, DAY, ["r1"], "ensemble", 2, 10, 3, '{"lam": 1}', "0.1.0")),
             privacy_ledger=rows(
-                database.PRIVACY_LEDGER,
+                tables.PRIVACY_LEDGER,
                 spent("r1", "selection", 0.5, 1e-6),
                 spent("r1", "cooccurrence", 0.5, 1e-6),
                 spent("r2", "counts.users", 0.25, 1e-6),
             ),
-            release_report=rows(database.RELEASE_REPORT, ("r1", "limits", 1, "50 items per user")),
+            release_report=rows(tables.RELEASE_REPORT, ("r1", "limits", 1, "50 items per user")),
         ),
         **changes,
     )

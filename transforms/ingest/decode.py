@@ -163,10 +163,10 @@ def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
     def time(name: str) -> str:
         return _time(theirs[name], types[name], rules.time_unit) if name in theirs else "null::timestamptz"
 
-    event_type = given("event_type") if "event_type" in theirs else _string(next(iter(rules.event_types)))
+    event_type = given("event_type") if "event_type" in theirs else sources.sql_string(next(iter(rules.event_types)))
     value = f"try_cast({theirs['value']} as double)" if "value" in theirs else "null::double"
-    weights = " ".join(f"when {_string(name)} then {weight!r}::double" for name, weight in rules.event_types.items())
-    context_keys = ", ".join(map(_string, rules.context))
+    weights = " ".join(f"when {sources.sql_string(name)} then {weight!r}::double" for name, weight in rules.event_types.items())
+    context_keys = ", ".join(map(sources.sql_string, rules.context))
     context_values = ", ".join(f"{number[column]}::varchar" for column in rules.context.values())
     return f"""
         with decoded as (
@@ -192,12 +192,12 @@ def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
 
 def _raw_query(rules: EventRules) -> str:
     """Each row's own text, or else its mapped columns as JSON, by row number."""
-    raw = ", ".join(f"{_string(column)}, {_number(i)}::varchar" for i, column in enumerate(rules.source_columns))
+    raw = ", ".join(f"{sources.sql_string(column)}, {_number(i)}::varchar" for i, column in enumerate(rules.source_columns))
     return f"select coalesce({sources.RAW}, json_object({raw})::varchar) as raw from batch order by {sources.ROW}"
 
 
 def _outcome(rules: EventRules, has_catalogue: bool) -> str:
-    types = ", ".join(map(_string, rules.event_types))
+    types = ", ".join(map(sources.sql_string, rules.event_types))
     skew, slack = (f"interval {_seconds(s)} second" for s in (rules.max_skew_seconds, rules.slack_seconds))
     tests: list[tuple[str, str]] = [
         ("privacy_id is null", "privacy_id is missing"),
@@ -225,9 +225,9 @@ def _outcome(rules: EventRules, has_catalogue: bool) -> str:
         ),
         (f"arrival_time > {_timestamp(rules.window_end)} + {slack}", "late"),
     ]
-    cases = " ".join(f"when {condition} then {_string(reason)}" for condition, reason in tests)
-    opted_out = f"when privacy_id in (from opt_outs) then {_string(OPTED_OUT)}"
-    return f"case {opted_out} when problem is not null then problem {cases} else {_string(OK)} end"
+    cases = " ".join(f"when {condition} then {sources.sql_string(reason)}" for condition, reason in tests)
+    opted_out = f"when privacy_id in (from opt_outs) then {sources.sql_string(OPTED_OUT)}"
+    return f"case {opted_out} when problem is not null then problem {cases} else {sources.sql_string(OK)} end"
 
 
 def _text(column: str, kind: pa.DataType) -> str:
@@ -248,15 +248,11 @@ def _time(column: str, kind: pa.DataType, unit: str | None) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return _string(repr(float(seconds)))
+    return sources.sql_string(repr(float(seconds)))
 
 
 def _timestamp(time: dt.datetime) -> str:
-    return f"{_string(time.astimezone(dt.UTC).isoformat())}::timestamptz"
-
-
-def _string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return f"{sources.sql_string(time.astimezone(dt.UTC).isoformat())}::timestamptz"
 
 
 def _number(column: int) -> str:

@@ -241,7 +241,7 @@ def _decode_json(connection: duckdb.DuckDBPyConnection, lines: pa.Table, columns
     members = []
     for column in columns:
         # A JSON pointer (RFC 6901) takes every name literally.
-        pointer = _sql_string("/" + column.replace("~", "~0").replace("/", "~1"))
+        pointer = sql_string("/" + column.replace("~", "~0").replace("/", "~1"))
         members.append(
             f"case when json_type(line, {pointer}) not in ('OBJECT', 'ARRAY', 'NULL') "
             f"then json_extract_string(line, {pointer}) end"
@@ -289,7 +289,8 @@ def _with_place(table: pa.Table, numbers: np.ndarray, problem: pa.Array | None =
     return pa.table({**columns, **place, RAW: nothing if raw is None else raw})
 
 
-def _sql_string(text: str) -> str:
+def sql_string(text: str) -> str:
+    """Quotes a text for DuckDB."""
     return "'" + text.replace("'", "''") + "'"
 
 
