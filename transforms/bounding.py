@@ -95,16 +95,21 @@ def bound_partitions(rows: pa.Table, partition: Iterable[str], max_partitions_co
         max_partitions_contributed: L0.
         key: of the release (fixed over retries and engines; need not be secret).
     """
-    users = rows["privacy_id"].combine_chunks()
-    hashed = _user_hash(users)
+    codes = rows["privacy_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    crowded = np.bincount(codes)[codes] > max_partitions_contributed if len(codes) else np.zeros(0, bool)
+    if not crowded.any():
+        return rows
+    index = np.flatnonzero(crowded)
+    chosen, codes = rows.take(pa.array(index)), codes[index]
+    hashed = _user_hash(chosen["privacy_id"].combine_chunks())
     for column in partition:
-        hashed = _mix(hashed ^ _hash_strings(rows[column], key))
-    codes = users.dictionary_encode().indices.to_numpy()
+        hashed = _mix(hashed ^ _hash_strings(chosen[column], key))
     order = np.lexsort((hashed, codes))
-    codes = codes[order]
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    rank = np.arange(len(codes)) - np.repeat(starts, np.diff(np.r_[starts, len(codes)]))
-    return rows.take(pa.array(np.sort(order[rank < max_partitions_contributed])))
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    kept = ~crowded
+    kept[index[order[rank < max_partitions_contributed]]] = True
+    return rows.filter(pa.array(kept))
 
 
 def cap_events(rows: pa.Table, max_contributions_per_partition: int) -> pa.Table:
