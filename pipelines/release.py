@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -231,9 +232,11 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
         with pipeline as root:
             build(root, planned, ingest, allow_another)
     except RuntimeError as error:
-        # The runner wraps what a worker raised.
+        # The runner gives what a worker raised as text.
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
+        if damaged := re.search(r"SourceError: (.*damaged\?)", str(error)):
+            raise sources.SourceError(damaged[1]) from error
         raise
     record = kept.run_record(planned.release_id)
     if record["refused"]:

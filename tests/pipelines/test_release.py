@@ -1,10 +1,13 @@
 """The release job as a whole: what it counts, what nobody can do to others, and what it charges."""
 
+import datetime as dt
 import json
 import math
 
 import dp_accounting
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from dp_accounting import pld
 from scipy import stats
@@ -147,6 +150,22 @@ def test_a_private_selection_that_nothing_passes_still_becomes_a_database(tmp_pa
     with database.connect(tmp_path / "store") as connection:
         assert connection.sql("select count(*) from items").fetchall() == [(0,)]
         assert connection.sql("select total_epsilon from privacy_spent()").fetchall() == [(0.1,), (0.1,)]
+
+
+def test_a_damaged_file_is_named_and_costs_nothing(tmp_path):
+    write_job(tmp_path, [])
+    n, file = 10_000, tmp_path / "events.parquet"
+    times = pa.array([dt.datetime(2025, 1, 10, tzinfo=dt.UTC)] * n)
+    values = {"privacy_id": [f"u{i}" for i in range(n)], "item_id": ["a"] * n, "event_type": ["view"] * n, "event_time": times}
+    nothing = {name: pa.nulls(n, pa.string()) for name in ("event_id", "value", "arrival_time")}
+    pq.write_table(pa.table({**values, **nothing}), file)
+    content = bytearray(file.read_bytes())
+    content[1000:3000] = bytes(2000)
+    file.write_bytes(content)
+    job = load(tmp_path / "job.toml", "--source.kind=parquet", "--source.paths", f'["{file}"]')
+    with pytest.raises(errors.BadInputError, match=r"events\.parquet can't be read to its end \(\w+\): is it damaged\?"):
+        release.run(job)
+    assert store.Store(job.job.store).ledger() == []
 
 
 def test_a_second_release_must_be_asked_for_and_is_charged(tmp_path):

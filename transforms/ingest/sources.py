@@ -139,8 +139,16 @@ def _header(path: str, line: bytes) -> list[str]:
 
 
 def read(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yields the fragment's rows: the given columns, and ROW, PROBLEM and RAW."""
-    return _READERS[fragment.kind](fragment, columns)
+    """Yields the fragment's rows: the given columns, and ROW, PROBLEM and RAW.
+
+    Raises:
+        SourceError: the file is damaged from some place on.
+    """
+    try:
+        yield from _READERS[fragment.kind](fragment, columns)
+    except (OSError, EOFError, pa.ArrowException, BeamIOError) as error:
+        # Only the kind of error: the message may quote what is in the file.
+        raise SourceError(f"{fragment.path} can't be read to its end ({type(error).__name__}): is it damaged?") from error
 
 
 def _read_parquet(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
