@@ -1,6 +1,6 @@
 -- Table macros of the published database. data/database.py puts in the embeddings' length for {d}.
 
--- Fold-in: sum of scores = mean of history embeddings . embedding + bias (DESIGN section 5), or the popular ones.
+-- Fold-in: sum of scores = mean of history embeddings . embedding + bias (docs/model.md), or the popular ones.
 CREATE MACRO recommend(history, k := 10) AS TABLE
 WITH given AS (
     SELECT DISTINCT unnest(history::VARCHAR[]) AS item_id

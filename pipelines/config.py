@@ -1,7 +1,6 @@
 """The job file: one validated model behind TOML, environment variables and flags.
 
-Flags win over the environment (SOTTOVOCE_MODEL__RANK=64), that over the file. DESIGN section 6 and docs/job-file.md name
-the keys.
+Flags win over the environment (SOTTOVOCE_MODEL__RANK=64), that over the file. docs/job-file.md lists the keys.
 """
 
 import datetime as dt

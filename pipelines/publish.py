@@ -85,12 +85,13 @@ def _privacy_ledger(ledger: list[dict[str, Any]]) -> pa.Table:
 
 def _release_report(manifest: dict[str, Any]) -> pa.Table:
     """The explanation of each released table, line by line, after what the whole release promises."""
+    settings = manifest["settings"]
     promise = (
         f"Unit of protection: one {manifest['unit']} with everything it did in one period ({manifest['period']}), "
         "added or removed.\n"
-        f"Budget: epsilon {manifest['total_epsilon']}, delta {manifest['total_delta']}, for {manifest['expected_users']} "
-        "expected users.\n"
-        f"Partitions: {manifest['partitions']}."
+        f"Budget: epsilon {manifest['total_epsilon']}, delta {manifest['total_delta']}, for "
+        f"{settings['privacy.expected_users']} expected users.\n"
+        f"Partitions: {'public' if settings['catalogue'] else 'private'}."
     )
     total = sum(1 / mechanism["noise_multiplier"] ** 2 for mechanism in manifest["mechanisms"])
     for mechanism in manifest["mechanisms"]:

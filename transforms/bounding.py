@@ -6,6 +6,7 @@ choice of what to keep is a keyed hash of the user's own data, so every retry, r
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -29,12 +30,11 @@ CONTRIBUTIONS = pa.schema(
 )
 """One row for each (privacy_id, item_id, event_type) of a user bucket."""
 
-WEIGHED_EVENTS = pa.schema(
+BUCKET_EVENTS = pa.schema(
     [events.EVENTS.field(name) for name in ("event_id", "privacy_id", "item_id", "event_type")]
     + [pa.field("weight", pa.float64(), nullable=False)]
 )
-"""What ingest hands to bounding: the fields that counting needs, and the event's weight in the user's row."""
-
+"""What travels to a user's bucket: of ingest's events, the fields that counting needs."""
 
 beam.coders.registry.register_coder(pa.Table, coders.TableCoder)
 
@@ -44,14 +44,15 @@ _REPETITIVE = ("item_id", "event_type")
 
 def split_by_bucket(batch: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
     """Yields (bucket, rows), all rows of one privacy id in one bucket."""
-    batch = batch.select(WEIGHED_EVENTS.names).combine_chunks()
+    batch = batch.select(BUCKET_EVENTS.names).combine_chunks()
     for name in _REPETITIVE:
         batch = batch.set_column(batch.column_names.index(name), name, batch[name].dictionary_encode())
     bucket = (_user_hash(batch["privacy_id"].combine_chunks()) % np.uint64(buckets)).astype(np.int64)
     batch = batch.take(pa.array(np.argsort(bucket, kind="stable")))
     sizes = np.bincount(bucket, minlength=buckets)
+    starts = np.cumsum(sizes) - sizes
     for key in np.flatnonzero(sizes):
-        yield int(key), batch.slice(int(sizes[:key].sum()), int(sizes[key]))
+        yield int(key), batch.slice(int(starts[key]), int(sizes[key]))
 
 
 def drop_repeats(batch: pa.Table) -> pa.Table:
@@ -78,7 +79,7 @@ def contributions(batch: pa.Table) -> pa.Table:
 
 def bucket_contributions(bucket: tuple[int, Iterable[pa.Table]]) -> pa.Table:
     """Joins a bucket's batches into its CONTRIBUTIONS."""
-    return contributions(drop_repeats(pa.concat_tables(batch.cast(WEIGHED_EVENTS) for batch in bucket[1])))
+    return contributions(drop_repeats(pa.concat_tables(batch.cast(BUCKET_EVENTS) for batch in bucket[1])))
 
 
 def within(rows: pa.Table, column: str, allowed: pa.Array) -> pa.Table:
@@ -141,8 +142,15 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def user_rows(rows: pa.Table, items: pa.Array) -> sp.csr_matrix:
-    """The weights of CONTRIBUTIONS as a matrix (n_users, len(items)): a user's largest weight on an item.
+class UserRows(NamedTuple):
+    """Users with weights on some items: `privacy_ids` (n_users,) and `weights` csr (n_users, n_items), row for row."""
+
+    privacy_ids: pa.FixedSizeBinaryArray
+    weights: sp.csr_matrix
+
+
+def user_rows(rows: pa.Table, items: pa.Array) -> UserRows:
+    """The weights of CONTRIBUTIONS as a matrix: a user's largest weight on an item.
 
     Args:
         rows: contributions; those on other items are left out.
@@ -152,14 +160,15 @@ def user_rows(rows: pa.Table, items: pa.Array) -> sp.csr_matrix:
     merged = rows.group_by(["privacy_id", "item_id"], use_threads=False).aggregate([("weight", "max")])
     users = merged["privacy_id"].combine_chunks().dictionary_encode()
     columns = pc.index_in(merged["item_id"], value_set=items).combine_chunks()
-    return sp.csr_matrix(
+    weights = sp.csr_matrix(
         (merged["weight_max"].to_numpy(), (users.indices.to_numpy(), columns.to_numpy())),
         shape=(len(users.dictionary), len(items)),
     )
+    return UserRows(users.dictionary, weights)
 
 
 class GroupByUser(beam.PTransform):
-    """Shuffles by user bucket. In: tables of WEIGHED_EVENTS; out: one table of CONTRIBUTIONS a non-empty bucket."""
+    """Shuffles by user bucket. In: tables of BUCKET_EVENTS; out: one table of CONTRIBUTIONS a non-empty bucket."""
 
     def __init__(self, buckets: int):
         if buckets < 1:

@@ -16,14 +16,14 @@ KEY = b"release"
 
 
 def events(*rows: tuple) -> pa.Table:
-    """WEIGHED_EVENTS from (event_id, user, item, weight)."""
-    names = bounding.WEIGHED_EVENTS.names
+    """BUCKET_EVENTS from (event_id, user, item, weight)."""
+    names = bounding.BUCKET_EVENTS.names
     return pa.Table.from_pylist(
         [
             dict(zip(names, (event_id, pseudonym(user), item, "view", weight), strict=True))
             for event_id, user, item, weight in rows
         ],
-        bounding.WEIGHED_EVENTS,
+        bounding.BUCKET_EVENTS,
     )
 
 
@@ -104,8 +104,9 @@ def test_events_in_a_partition_are_capped():
 
 def test_user_rows_hold_each_users_largest_weight_by_item():
     given = contributions(("ann", "a", "view", 1, 1.0), ("ann", "a", "buy", 1, 2.0), ("ann", "z"), ("bob", "b", "view", 1, 0.5))
-    rows = bounding.user_rows(given, ids("a", "b")).toarray()
-    assert sorted(rows.tolist()) == [[0.0, 0.5], [2.0, 0.0]]
+    users = bounding.user_rows(given, ids("a", "b"))
+    rows = dict(zip(users.privacy_ids.to_pylist(), users.weights.toarray().tolist(), strict=True))
+    assert rows == {pseudonym("ann"): [2.0, 0.0], pseudonym("bob"): [0.0, 0.5]}
 
 
 @pytest.mark.parametrize("buckets", [1, 7])

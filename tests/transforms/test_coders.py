@@ -41,7 +41,7 @@ def test_events_take_few_bytes_through_the_shuffle():
     users = [bytes([i % 251, i % 241]) * 8 for i in range(n)]
     batch = pa.table(
         [[f"{i:07d}" for i in range(n)], users, [f"item-{i % 500}" for i in range(n)], ["view"] * n, [1.0] * n],
-        schema=bounding.WEIGHED_EVENTS,
+        schema=bounding.BUCKET_EVENTS,
     )
     encoded = [coders.TableCoder().encode(part) for _, part in bounding.split_by_bucket(batch, 16)]
     assert sum(map(len, encoded)) / n < 48

@@ -6,7 +6,7 @@ What becomes of a row depends on that row, the job file, the public catalogue an
 import dataclasses
 import datetime as dt
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import duckdb
@@ -280,7 +280,7 @@ def malformed_share(outcomes: Mapping[str, int]) -> float:
     return dead / total if total else 0.0
 
 
-def add_outcomes(tallies: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def add_outcomes(tallies: Iterable[dict[str, int]]) -> dict[str, int]:
     """Adds up tallies of outcomes."""
     total: dict[str, int] = {}
     for tally in tallies:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import apache_beam as beam
@@ -76,9 +76,5 @@ class IngestEvents(beam.PTransform):
             | "Fragments" >> beam.Create(self._fragments, reshuffle=True)
             | "ReadAndDecode" >> beam.ParDo(self._reader).with_outputs(_DEAD_LETTERS, _OUTCOMES, main="events")
         )
-        outcomes = decoded[_OUTCOMES] | "AddOutcomes" >> beam.CombineGlobally(_add_outcomes)
+        outcomes = decoded[_OUTCOMES] | "AddOutcomes" >> beam.CombineGlobally(decode.add_outcomes)
         return Ingested(decoded["events"], decoded[_DEAD_LETTERS], outcomes)
-
-
-def _add_outcomes(tallies: Iterable[dict[str, int]]) -> dict[str, int]:
-    return decode.add_outcomes(list(tallies))

@@ -131,8 +131,8 @@ def _header(path: str, line: bytes) -> list[str]:
     """The column names in a CSV file's first line."""
     try:
         [names] = csv.reader([line.decode("utf-8")])
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise SourceError(f"{path}: the first line must name the columns, in UTF-8, and isn't blank.") from error
+    except (UnicodeDecodeError, ValueError, csv.Error):
+        names = []
     if not names:
         raise SourceError(f"{path}: the first line must name the columns, in UTF-8, and isn't blank.")
     return names
@@ -147,8 +147,8 @@ def read(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
     try:
         yield from _READERS[fragment.kind](fragment, columns)
     except (OSError, EOFError, pa.ArrowException, BeamIOError) as error:
-        # Only the kind of error: the message may quote what is in the file.
-        raise SourceError(f"{fragment.path} can't be read to its end ({type(error).__name__}): is it damaged?") from error
+        # Only the kind of error, and nothing behind it: the runner logs a worker's traceback, and it may quote the file.
+        raise SourceError(f"{fragment.path} can't be read to its end ({type(error).__name__}): is it damaged?") from None
 
 
 def _read_parquet(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -165,13 +165,9 @@ def _read_csv(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
     """One line is one row: if quotes could hold newlines, a row with an open quote would take its neighbours along."""
     with _open(fragment.path) as file:
         names = _header(fragment.path, file.readline())
-        first = fragment.first
-        for lines in _blocks_of_lines(file):
-            numbers = np.arange(first, first + len(lines))
-            first += len(lines)
-            filled = np.array([bool(line.strip()) for line in lines], bool)
+        for numbers, lines in _numbered_lines(file):
             is_open = pc.count_substring(pa.array(lines, pa.binary()), '"').to_numpy() % 2 == 1
-            for problem, chosen in (("CSV row has an open quote", filled & is_open), (None, filled & ~is_open)):
+            for problem, chosen in (("CSV row has an open quote", is_open), (None, ~is_open)):
                 some = [line for line, wanted in zip(lines, chosen, strict=True) if wanted]
                 if some and problem:
                     yield _undecoded(numbers[chosen], [problem] * len(some), some, columns)
@@ -225,13 +221,18 @@ def _undecoded(numbers: np.ndarray, problems: list[str], raw: list[bytes], colum
 
 def _read_jsonl(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
     with _open(fragment.path) as file, duckdb.connect(config={"threads": 1}) as connection:
-        first = fragment.first
-        for lines in _blocks_of_lines(file):
-            numbers = np.arange(first, first + len(lines))
-            first += len(lines)
-            filled = np.array([bool(line.strip()) for line in lines], bool)
-            raw = _decode_text(pa.table({RAW: pa.array(lines, pa.binary())}), numbers, RAW).filter(pa.array(filled))
+        for numbers, lines in _numbered_lines(file):
+            raw = _decode_text(pa.table({RAW: pa.array(lines, pa.binary())}), numbers, RAW)
             yield _decode_json(connection, raw, columns)
+
+
+def _numbered_lines(file: BinaryIO) -> Iterator[tuple[np.ndarray, list[bytes]]]:
+    """Yields blocks of lines with their numbers from 1; blank lines count, but are left out."""
+    first = 1
+    for block in _blocks_of_lines(file):
+        filled = [(number, line) for number, line in enumerate(block, first) if line.strip()]
+        first += len(block)
+        yield np.array([number for number, _ in filled], np.int64), [line for _, line in filled]
 
 
 def _blocks_of_lines(file: BinaryIO) -> Iterator[list[bytes]]:

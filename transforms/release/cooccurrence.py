@@ -75,7 +75,7 @@ def kept_items(items: pa.Table) -> pa.Array:
 
 def partial_sums(rows: pa.Table, items: pa.Table) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """Yields one bucket's part of each block of the matrix, from CONTRIBUTIONS and ITEMS."""
-    quantised = quantise_rows(bounding.user_rows(rows, kept_items(items)))
+    quantised = quantise_rows(bounding.user_rows(rows, kept_items(items)).weights)
     for block in blocks(quantised.shape[1]):
         yield block, exact_sums(quantised, *block)
 

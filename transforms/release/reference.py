@@ -116,12 +116,12 @@ def user_vectors(rows: pa.Table, items: pa.Table, n_items: int) -> Iterator[tupl
 
     The rows are those of the exact engine, as floats; `n_items` pads to the fixed vector size.
     """
-    quantised = cooccurrence.quantise_rows(bounding.user_rows(rows, cooccurrence.kept_items(items)))
-    users = bounding.within(rows, "item_id", cooccurrence.kept_items(items))["privacy_id"].combine_chunks().dictionary_encode()
+    users = bounding.user_rows(rows, cooccurrence.kept_items(items))
+    quantised = cooccurrence.quantise_rows(users.weights)
     dense = np.zeros((quantised.shape[0], n_items))
     dense[:, : quantised.shape[1]] = quantised.toarray() * 2.0**-cooccurrence.ROW_BITS
     upper = np.triu_indices(n_items, 1)
-    for privacy_id, row in zip(users.dictionary.to_pylist(), dense, strict=True):
+    for privacy_id, row in zip(users.privacy_ids.to_pylist(), dense, strict=True):
         yield privacy_id, np.r_[row * row, math.sqrt(2) * row[upper[0]] * row[upper[1]]]
 
 

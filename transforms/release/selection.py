@@ -57,7 +57,8 @@ def score_table(rows: pa.Table, max_partitions_contributed: int, key: bytes) -> 
     rows = rows.group_by(["privacy_id", "item_id"], use_threads=False).aggregate([("weight", "max")])
     rows = bounding.bound_partitions(rows, ["item_id"], max_partitions_contributed, key)
     items = pc.unique(rows["item_id"])
-    return pa.table([items, exact_scores(bounding.user_rows(rows.rename_columns({"weight_max": "weight"}), items))], SCORES)
+    users = bounding.user_rows(rows.rename_columns({"weight_max": "weight"}), items)
+    return pa.table([items, exact_scores(users.weights)], SCORES)
 
 
 def add_scores(tables: Iterable[pa.Table]) -> pa.Table:
