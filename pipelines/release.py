@@ -223,11 +223,11 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
     try:
         with pipeline as root:
             build(root, planned, ingest, allow_another)
-    except RuntimeError as error:
-        # The runner gives what a worker raised as text.
+    except (RuntimeError, sources.SourceError) as error:
+        # The runner wraps what a worker raised: in a text of its own, or with the step's name after it.
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
-        if damaged := re.search(r"SourceError: (.*damaged\?)", str(error)):
+        if damaged := re.search(r"(?:.*SourceError: )?(.*damaged\?)", str(error)):
             raise sources.SourceError(damaged[1]) from error
         raise
     record = kept.run_record(planned.release_id)

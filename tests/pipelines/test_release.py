@@ -163,7 +163,7 @@ def test_a_damaged_file_is_named_and_costs_nothing(tmp_path):
     content[1000:3000] = bytes(2000)
     file.write_bytes(content)
     job = load(tmp_path / "job.toml", "--source.kind=parquet", "--source.paths", f'["{file}"]')
-    with pytest.raises(errors.BadInputError, match=r"events\.parquet can't be read to its end \(\w+\): is it damaged\?"):
+    with pytest.raises(errors.BadInputError, match=r"events\.parquet can't be read to its end \(\w+\): is it damaged\?$"):
         release.run(job)
     assert store.Store(job.job.store).ledger() == []
 
