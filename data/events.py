@@ -28,5 +28,14 @@ RAW_EVENTS = pa.schema(
     metadata={"sottovoce.schema_version": str(SCHEMA_VERSION)},
 )
 
-EVENTS = RAW_EVENTS.set(RAW_EVENTS.get_field_index("privacy_id"), pa.field("privacy_id", PSEUDONYM, nullable=False))
-"""As `RAW_EVENTS`, with `privacy_id` a 16-byte keyed hash (BLAKE2b)."""
+EVENTS = pa.schema(
+    [
+        pa.field("event_id", pa.uint64()),
+        pa.field("privacy_id", pa.dictionary(pa.int32(), PSEUDONYM), nullable=False),
+        pa.field("item_id", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("event_type", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        *list(RAW_EVENTS)[RAW_EVENTS.get_field_index("value") :],
+    ]
+)
+"""As `RAW_EVENTS`, hashed and encoded: `event_id` a 64-bit hash, `privacy_id` a keyed one of 16 bytes, and what repeats as a
+dictionary. A dictionary belongs to its table, and may have values that no row has, or a value twice."""

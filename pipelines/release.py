@@ -168,7 +168,7 @@ def build(
     grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(
         store_path, plan.release_id, plan.charge(), job.source.max_malformed_share, allow_another
     )
-    users = ingested.events | "GroupByUser" >> bounding.GroupByUser(job.runner.buckets)
+    users = ingested.events | "GroupByUser" >> bounding.GroupByUser(job.runner.buckets, job.source.event_types)
     release_items = selection.ReleaseSelection(_selection_params(plan), grants, plan.bounding_key)
     items = users | "ReleaseSelection" >> release_items
     release_counts = _counts(plan, items)
@@ -213,6 +213,7 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
         pseudonym.read_key(job.privacy.key_file),
         _opt_outs(job),
         None if public is None else public.table["item_id"].combine_chunks(),
+        [name for name in bounding.BUCKET_EVENTS.names if name != "value" or job.source.weigh_by_value],
     )
     try:
         pipeline = beam.Pipeline(options=direct.options(beam_flags))

@@ -2,10 +2,11 @@
 
 Every function here looks at one privacy id at a time: whether and how a user counts never depends on anybody else. The
 choice of what to keep is a keyed hash of the user's own data, so every retry, runner and block sees the same rows.
+
+Users, items and event types are numbers here, places in their columns' dictionaries: all of it is sorting numbers.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -15,99 +16,159 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from data import events
-from transforms import coders
+from transforms import coders, codes
+from transforms.privacy import keyed_hash
+
+BUCKET_EVENTS = pa.schema([events.EVENTS.field(name) for name in ("event_id", "privacy_id", "item_id", "event_type", "value")])
+"""What travels to a user's bucket: of ingest's events, the fields that counting may need. event_id and value may be absent."""
+
+_DICTIONARIES = ("privacy_id", "item_id", "event_type")
 
 CONTRIBUTIONS = pa.schema(
     [
-        pa.field("privacy_id", events.PSEUDONYM, nullable=False),
-        pa.field("item_id", pa.string(), nullable=False),
-        pa.field("event_type", pa.string(), nullable=False),
+        *(events.EVENTS.field(name) for name in _DICTIONARIES),
         # how many events
         pa.field("events", pa.int64(), nullable=False),
         # the largest weight of any of them
         pa.field("weight", pa.float64(), nullable=False),
     ]
 )
-"""One row for each (privacy_id, item_id, event_type) of a user bucket."""
+"""One row for each (privacy_id, item_id, event_type) of a user bucket. A user's rows stand together, and among them those on an
+item. No dictionary has a value twice."""
 
-BUCKET_EVENTS = pa.schema(
-    [events.EVENTS.field(name) for name in ("event_id", "privacy_id", "item_id", "event_type")]
-    + [pa.field("weight", pa.float64(), nullable=False)]
-)
-"""What travels to a user's bucket: of ingest's events, the fields that counting needs."""
+MAX_BUCKETS = 1 << 16
 
 beam.coders.registry.register_coder(pa.Table, coders.TableCoder)
 
-_REPETITIVE = ("item_id", "event_type")
-"""Columns with few distinct values, which travel as a dictionary."""
-
 
 def split_by_bucket(batch: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
-    """Yields (bucket, rows), all rows of one privacy id in one bucket."""
-    batch = batch.select(BUCKET_EVENTS.names).combine_chunks()
-    for name in _REPETITIVE:
-        batch = batch.set_column(batch.column_names.index(name), name, batch[name].dictionary_encode())
-    bucket = (_user_hash(batch["privacy_id"].combine_chunks()) % np.uint64(buckets)).astype(np.int64)
-    batch = batch.take(pa.array(np.argsort(bucket, kind="stable")))
-    sizes = np.bincount(bucket, minlength=buckets)
-    starts = np.cumsum(sizes) - sizes
-    for key in np.flatnonzero(sizes):
-        yield int(key), batch.slice(int(starts[key]), int(sizes[key]))
+    """Yields (bucket, rows), all rows of one privacy id in one bucket. Columns without any value are left out."""
+    names = [name for name in BUCKET_EVENTS.names if name in batch.column_names and batch[name].null_count < batch.num_rows]
+    user, users = codes.codes(batch, "privacy_id"), codes.values(batch, "privacy_id")
+    # Numbers of 16 bits are sorted by counting.
+    bucket_of = (_user_hash(users) % np.uint64(buckets)).astype(np.uint16)
+    by_bucket = np.argsort(bucket_of, kind="stable")
+    # A user's new number starts at 0 in each bucket: each part takes only its own users along.
+    first_user = np.r_[0, np.cumsum(np.bincount(bucket_of, minlength=buckets))]
+    number = np.empty(len(users), np.int32)
+    number[by_bucket] = np.arange(len(users)) - first_user[bucket_of[by_bucket]]
+    users = users.take(pa.array(by_bucket))
+    bucket = bucket_of[user]
+    order = np.argsort(bucket, kind="stable")
+    user = number[user[order]]
+    others = batch.select([name for name in names if name != "privacy_id"]).take(pa.array(order))
+    first_row = np.r_[0, np.cumsum(np.bincount(bucket, minlength=buckets))]
+    for key in np.flatnonzero(np.diff(first_row)):
+        rows, own = slice(*first_row[key : key + 2]), slice(*first_user[key : key + 2])
+        columns = {name: others[name][rows] for name in others.column_names}
+        for name in ("item_id", "event_type"):
+            columns[name] = codes.compact(columns[name].combine_chunks())
+        columns["privacy_id"] = codes.column(user[rows], users[own])
+        yield int(key), pa.table(columns).select(names)
+
+
+def join(batches: Iterable[pa.Table]) -> pa.Table:
+    """Joins a bucket's batches into one table of BUCKET_EVENTS, without any value twice in a dictionary."""
+    parts = [BUCKET_EVENTS.empty_table(), *batches]
+    others = [part.drop_columns(list(_DICTIONARIES)) for part in parts]
+    joined = pa.concat_tables(others, promote_options="default")
+    for name in _DICTIONARIES:
+        joined = joined.append_column(name, codes.unify([part[name].combine_chunks() for part in parts]))
+    return joined.select(BUCKET_EVENTS.names)
 
 
 def drop_repeats(batch: pa.Table) -> pa.Table:
-    """Keeps one row of each (privacy_id, event_id): the first in order of its other columns. No event_id: no repeat."""
-    codes = pc.fill_null(batch["event_id"].combine_chunks().dictionary_encode().indices, -1).to_numpy()
-    repeated = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1) if len(codes) else np.zeros(0, bool)
-    if not repeated.any():
+    """Keeps one row of each (privacy_id, event_id): the first in order of its other columns. No event_id: no repeat.
+
+    Args:
+        batch: of BUCKET_EVENTS, as `join` makes it.
+    """
+    named = batch["event_id"].is_valid().to_numpy()
+    event_ids = pc.fill_null(batch["event_id"], 0).to_numpy()
+    names = _mix(event_ids ^ _mix(codes.codes(batch, "privacy_id").astype(np.uint64)))
+    sorted_names = np.sort(names[named])
+    twice = sorted_names[1:][sorted_names[1:] == sorted_names[:-1]]
+    if not len(twice):
         return batch
-    # Of two users the same event_id is no repeat; only where one occurs twice at all is it worth sorting.
-    named = batch.filter(pa.array(repeated))
-    order = ["privacy_id", "event_id", "item_id", "event_type", "weight"]
-    named = named.sort_by([(name, "ascending") for name in order])
-    ids, event_ids = (named[name].combine_chunks().dictionary_encode().indices for name in order[:2])
-    first = np.r_[True, (np.diff(ids) != 0) | (np.diff(event_ids) != 0)]
-    return pa.concat_tables([named.filter(pa.array(first)), batch.filter(pa.array(~repeated))])
+    suspects = np.flatnonzero(named & np.isin(names, twice))
+    rows = batch.take(pa.array(suspects))
+    rows = rows.set_column(1, "privacy_id", pa.array(codes.codes(rows, "privacy_id")))
+    for name in ("item_id", "event_type"):
+        rows = rows.set_column(rows.column_names.index(name), name, pc.cast(rows[name], pa.string()))
+    order = pc.sort_indices(rows, [(name, "ascending") for name in ("privacy_id", *rows.column_names)]).to_numpy()
+    user, event_id = (rows[name].to_numpy()[order] for name in ("privacy_id", "event_id"))
+    is_repeat = np.r_[False, (user[1:] == user[:-1]) & (event_id[1:] == event_id[:-1])]
+    kept = np.ones(batch.num_rows, bool)
+    kept[suspects[order[is_repeat]]] = False
+    return batch.filter(pa.array(kept))
 
 
-def contributions(batch: pa.Table) -> pa.Table:
-    """Merges a user's events on the same item and type into one row of CONTRIBUTIONS."""
-    keys = ["privacy_id", "item_id", "event_type"]
-    merged = batch.group_by(keys, use_threads=False).aggregate([([], "count_all"), ("weight", "max")])
-    return merged.select([*keys, "count_all", "weight_max"]).rename_columns(CONTRIBUTIONS.names).cast(CONTRIBUTIONS)
+def merge(batch: pa.Table, event_types: Mapping[str, float]) -> pa.Table:
+    """Merges a user's events on the same item and type into one row of CONTRIBUTIONS.
+
+    Args:
+        batch: of BUCKET_EVENTS, as `join` makes it.
+        event_types: the weight of each; an event's own is multiplied by its value, where it has one.
+    """
+    bits = [max(1, len(codes.values(batch, name)) - 1).bit_length() for name in _DICTIONARIES]
+    if sum(bits) > 64:
+        raise ValueError(f"merge: {batch.num_rows} events are too many for one bucket. Raise runner.buckets.")
+    user, item, event_type = (codes.codes(batch, name).astype(np.uint64) for name in _DICTIONARIES)
+    keys = (user << np.uint64(bits[1] + bits[2])) | (item << np.uint64(bits[2])) | event_type
+    if batch["value"].null_count == batch.num_rows:
+        keys.sort()
+        starts = _starts(keys)
+        values = np.ones(len(starts))
+    else:
+        order = np.argsort(keys)
+        keys = keys[order]
+        starts = _starts(keys)
+        values = np.maximum.reduceat(pc.fill_null(batch["value"], 1.0).to_numpy()[order], starts)
+    merged = keys[starts]
+    places = [merged >> np.uint64(bits[1] + bits[2]), merged >> np.uint64(bits[2]), merged]
+    columns = []
+    for name, place, width in zip(_DICTIONARIES, places, bits, strict=True):
+        code = (place & np.uint64((1 << width) - 1)).astype(np.int32)
+        columns.append(pa.DictionaryArray.from_arrays(pa.array(code), codes.values(batch, name)))
+    weights = np.array([event_types[name] for name in codes.values(batch, "event_type").to_pylist()], float)
+    weight = weights[columns[2].indices.to_numpy()] * values
+    return pa.table([*columns, np.diff(starts, append=len(keys)), weight], CONTRIBUTIONS)
 
 
-def bucket_contributions(bucket: tuple[int, Iterable[pa.Table]]) -> pa.Table:
-    """Joins a bucket's batches into its CONTRIBUTIONS."""
-    return contributions(drop_repeats(pa.concat_tables(batch.cast(BUCKET_EVENTS) for batch in bucket[1])))
+def contributions(batches: Iterable[pa.Table], event_types: Mapping[str, float]) -> pa.Table:
+    """A bucket's batches as CONTRIBUTIONS."""
+    return merge(drop_repeats(join(batches)), event_types)
 
 
 def within(rows: pa.Table, column: str, allowed: pa.Array) -> pa.Table:
     """Keeps the rows whose `column` is among `allowed` (public, or released before)."""
-    return rows.filter(pc.is_in(rows[column], value_set=allowed))
+    is_allowed = pc.is_in(codes.values(rows, column), value_set=allowed).to_numpy(zero_copy_only=False)
+    return rows if is_allowed.all() else rows.filter(pa.array(is_allowed[codes.codes(rows, column)]))
 
 
 def bound_partitions(rows: pa.Table, partition: Iterable[str], max_partitions_contributed: int, key: bytes) -> pa.Table:
     """Keeps each privacy id's rows in `max_partitions_contributed` partitions, those with the smallest keyed hash.
 
     Args:
-        rows: with at most one row for each privacy id and partition.
+        rows: with at most one row for each privacy id and partition, a user's rows together.
         partition: the columns that name a partition.
         max_partitions_contributed: L0.
-        key: of the release (fixed over retries and engines; need not be secret).
+        key: of the release (fixed over retries and engines; need not be secret), 32 bytes.
     """
-    codes = rows["privacy_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    crowded = np.bincount(codes)[codes] > max_partitions_contributed if len(codes) else np.zeros(0, bool)
-    if not crowded.any():
+    user = codes.codes(rows, "privacy_id")
+    starts = _starts(user)
+    sizes = np.diff(starts, append=len(user))
+    is_crowded = sizes > max_partitions_contributed
+    if not is_crowded.any():
         return rows
-    index = np.flatnonzero(crowded)
-    chosen, codes = rows.take(pa.array(index)), codes[index]
-    hashed = _user_hash(chosen["privacy_id"].combine_chunks())
+    crowded = np.repeat(is_crowded, sizes)
+    index, sizes = np.flatnonzero(crowded), sizes[is_crowded]
+    hashed = _user_hash(codes.values(rows, "privacy_id"))[user[index]]
     for column in partition:
-        hashed = _mix(hashed ^ _hash_strings(chosen[column], key))
-    order = np.lexsort((hashed, codes))
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+        hashes = keyed_hash.keyed_hash(codes.values(rows, column), key).view("<u8")[:, 0]
+        hashed = _mix(hashed ^ hashes[codes.codes(rows, column)[index]])
+    order = _order(np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes), hashed)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     kept = ~crowded
     kept[index[order[rank < max_partitions_contributed]]] = True
     return rows.filter(pa.array(kept))
@@ -119,27 +180,13 @@ def cap_events(rows: pa.Table, max_contributions_per_partition: int) -> pa.Table
     return rows.set_column(rows.column_names.index("events"), "events", capped)
 
 
-def _user_hash(privacy_ids: pa.FixedSizeBinaryArray) -> np.ndarray:
-    """The first 8 of each pseudonym's 16 bytes, uint64."""
-    words = np.frombuffer(privacy_ids.buffers()[1], "<u8")
-    return words[2 * privacy_ids.offset :][: 2 * len(privacy_ids) : 2]
-
-
-def _hash_strings(column: pa.ChunkedArray, key: bytes) -> np.ndarray:
-    """Keyed BLAKE2b of each distinct string, uint64, one a row."""
-    encoded = column.combine_chunks().dictionary_encode()
-    hashes = [
-        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
-        for text in encoded.dictionary.to_pylist()
-    ]
-    return np.array(hashes, np.uint64)[encoded.indices.to_numpy()]
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit changes half of the output bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def merge_event_types(rows: pa.Table) -> pa.Table:
+    """CONTRIBUTIONS to one row for each (privacy_id, item_id), with the largest weight."""
+    user, item = codes.codes(rows, "privacy_id"), codes.codes(rows, "item_id")
+    starts = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (item[1:] != item[:-1])][: len(user)])
+    weight = rows["weight"].to_numpy()
+    heaviest = np.maximum.reduceat(weight, starts) if len(starts) else weight
+    return rows.select(["privacy_id", "item_id"]).take(pa.array(starts)).append_column("weight", [heaviest])
 
 
 class UserRows(NamedTuple):
@@ -156,30 +203,66 @@ def user_rows(rows: pa.Table, items: pa.Array) -> UserRows:
         rows: contributions; those on other items are left out.
         items: the columns, in order.
     """
-    rows = within(rows, "item_id", items)
-    merged = rows.group_by(["privacy_id", "item_id"], use_threads=False).aggregate([("weight", "max")])
-    users = merged["privacy_id"].combine_chunks().dictionary_encode()
-    columns = pc.index_in(merged["item_id"], value_set=items).combine_chunks()
+    merged = merge_event_types(within(rows, "item_id", items))
+    user = codes.codes(merged, "privacy_id")
+    starts = _starts(user)
+    columns = pc.fill_null(pc.index_in(codes.values(merged, "item_id"), value_set=items), 0).to_numpy()
     weights = sp.csr_matrix(
-        (merged["weight_max"].to_numpy(), (users.indices.to_numpy(), columns.to_numpy())),
-        shape=(len(users.dictionary), len(items)),
+        (merged["weight"].to_numpy(), columns[codes.codes(merged, "item_id")], np.r_[starts, len(user)]),
+        shape=(len(starts), len(items)),
     )
-    return UserRows(users.dictionary, weights)
+    return UserRows(codes.values(merged, "privacy_id").take(pa.array(user[starts])), weights)
+
+
+def _starts(ordered: np.ndarray) -> np.ndarray:
+    """Where the runs of equal values start."""
+    return np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
+
+
+def _order(group: np.ndarray, hashed: np.ndarray) -> np.ndarray:
+    """Sorts by group, then by hash: in one go by the hash's upper 40 bits, unless two of a group agree in them."""
+    if not group[-1] >> np.uint64(24):
+        both = (group << np.uint64(40)) | (hashed >> np.uint64(24))
+        order = np.argsort(both)
+        if len(_starts(both[order])) == len(both):
+            return order
+    return np.lexsort((hashed, group))
+
+
+def _user_hash(privacy_ids: pa.FixedSizeBinaryArray) -> np.ndarray:
+    """The first 8 of each pseudonym's 16 bytes, uint64."""
+    words = np.frombuffer(privacy_ids.buffers()[1], "<u8")
+    return words[2 * privacy_ids.offset :][: 2 * len(privacy_ids) : 2]
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit changes half of the output bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class GroupByUser(beam.PTransform):
-    """Shuffles by user bucket. In: tables of BUCKET_EVENTS; out: one table of CONTRIBUTIONS a non-empty bucket."""
+    """Shuffles by user bucket. In: tables of BUCKET_EVENTS; out: one table of CONTRIBUTIONS a non-empty bucket.
 
-    def __init__(self, buckets: int):
-        if buckets < 1:
-            raise ValueError(f"GroupByUser: buckets must be at least 1, not {buckets}.")
+    Args:
+        buckets: from 1 to 65,536.
+        event_types: the weight of each.
+    """
+
+    def __init__(self, buckets: int, event_types: Mapping[str, float]):
+        if not 1 <= buckets <= MAX_BUCKETS:
+            raise ValueError(f"GroupByUser: buckets must be in 1..{MAX_BUCKETS}, not {buckets}.")
         super().__init__()
-        self.buckets = buckets
+        self.buckets, self.event_types = buckets, event_types
 
     def expand(self, batches: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
         return (
             batches
             | "SplitByBucket" >> beam.FlatMap(split_by_bucket, self.buckets).with_output_types(tuple[int, pa.Table])
             | "GroupByBucket" >> beam.GroupByKey()
-            | "DropRepeatsAndMerge" >> beam.Map(bucket_contributions).with_output_types(pa.Table)
+            | "DropRepeatsAndMerge"
+            >> beam.Map(lambda bucket, event_types: contributions(bucket[1], event_types), self.event_types).with_output_types(
+                pa.Table
+            )
         )

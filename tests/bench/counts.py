@@ -61,9 +61,9 @@ def ours(path: pathlib.Path, pipeline: beam.Pipeline) -> None:
     catalogue = pa.array(map(str, range(ITEMS)), pa.string())
     items = pa.table([catalogue, np.ones(ITEMS), pa.nulls(ITEMS, pa.int32())], schema=tables.ITEMS)
     fragments = sources.find_fragments("parquet", [str(path)], names)
-    ingested = pipeline | events.IngestEvents(fragments, rules, bytes(32), None, catalogue)
+    ingested = pipeline | events.IngestEvents(fragments, rules, bytes(32), None, catalogue, bounding.BUCKET_EVENTS.names)
     known = pipeline | "Items" >> beam.Create([items])
-    _ = ingested.events | bounding.GroupByUser(16) | counts.ReleaseCounts(params(), known, b"bench")
+    _ = ingested.events | bounding.GroupByUser(16, rules.event_types) | counts.ReleaseCounts(params(), known, bytes(32))
 
 
 def plain(path: pathlib.Path, pipeline: beam.Pipeline) -> None:

@@ -22,11 +22,20 @@ def pseudonym(user: str) -> bytes:
 
 def contributions(*rows: tuple) -> pa.Table:
     """CONTRIBUTIONS from (user, item, type, events, weight); the last three may be left out: view, 1, 1.0."""
-    full = [(*row, *("view", 1, 1.0)[len(row) - 2 :]) for row in rows]
-    names = bounding.CONTRIBUTIONS.names
-    return pa.Table.from_pylist(
-        [dict(zip(names, (pseudonym(row[0]), *row[1:]), strict=True)) for row in full], bounding.CONTRIBUTIONS
-    )
+    users = list(dict.fromkeys(row[0] for row in rows))
+    together = sorted(rows, key=lambda row: (users.index(row[0]), row[1]))
+    full = [(pseudonym(row[0]), *row[1:], *("view", 1, 1.0)[len(row) - 2 :]) for row in together]
+    return encoded(full, bounding.CONTRIBUTIONS)
+
+
+def encoded(rows: list[tuple], schema: pa.Schema) -> pa.Table:
+    """A table whose columns are dictionaries where the schema says so."""
+    columns = []
+    for field, values in zip(schema, zip(*rows, strict=True) if rows else [[]] * len(schema), strict=True):
+        is_dictionary = pa.types.is_dictionary(field.type)
+        plain = pa.array(values, field.type.value_type if is_dictionary else field.type)
+        columns.append(plain.dictionary_encode() if is_dictionary else plain)
+    return pa.table(columns, schema=schema)
 
 
 def ids(*items: str) -> pa.Array:

@@ -16,7 +16,7 @@ from transforms.privacy import budget
 from transforms.release import counts, reference
 
 START, END = dt.datetime(2025, 1, 1, tzinfo=dt.UTC), dt.datetime(2025, 2, 1, tzinfo=dt.UTC)
-KEY = b"release"
+KEY = bytes(32)
 both_engines = pytest.mark.parametrize("engine", [counts.ReleaseCounts, reference.ReleaseReferenceCounts])
 L0, LINF = 2, 3
 

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 
+import duckdb
 import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
+from data import events as schema
 from transforms.ingest import decode, pseudonym, sources
 
 KEY = bytes(range(32))
@@ -52,17 +54,17 @@ def decode_row(rules: decode.EventRules, row: dict, **sets) -> decode.Decoded:
 
 
 def hash_of(privacy_id: str) -> bytes:
-    return pseudonym.pseudonymise(pa.array([privacy_id]), KEY)[0].as_py()
+    return pseudonym.pseudonymise(pa.array([privacy_id]).dictionary_encode(), KEY)[0].as_py()
 
 
 def test_a_whole_row_becomes_an_event():
     rules = make_rules("event_id", "value", "arrival_time", context={"device": "Device", "page": "Page"})
     row = {**ROW, "event_type": "purchase", "event_id": "e1", "value": "2.5", "arrival_time": "2025-03-01 14:00:00+02"}
     decoded = decode_row(rules, {**row, "Device": "phone", "Page": None})
-    assert decoded.events.schema.equals(decode.WEIGHTED_EVENTS)
+    assert decoded.events.schema.equals(schema.EVENTS)
     assert decoded.events.to_pylist() == [
         {
-            "event_id": "e1",
+            "event_id": duckdb.sql("select hash('e1')").limit(1).fetchall()[0][0],
             "privacy_id": hash_of("u"),
             "item_id": "i",
             "event_type": "purchase",
@@ -70,7 +72,6 @@ def test_a_whole_row_becomes_an_event():
             "event_time": TIME,
             "arrival_time": TIME,
             "context": [("device", "phone"), ("page", None)],
-            "weight": 2.0,
         }
     ]
     assert decoded.dead_letters.to_pylist() == []
@@ -90,7 +91,6 @@ def test_columns_that_are_not_mapped_are_null_and_the_single_event_type_is_fille
         "event_time": TIME,
         "arrival_time": None,
         "context": [],
-        "weight": 3.0,
     }
 
 
@@ -164,12 +164,12 @@ def test_outcome_of_a_value(value, outcome):
 
 
 @pytest.mark.parametrize(
-    ("settings", "value", "outcome", "weight"),
+    ("settings", "value", "outcome", "kept"),
     [
         pytest.param({"min_value": 4.0}, 3.99, "below min_value", None, id="below min_value"),
-        pytest.param({"min_value": 4.0}, 4.0, "ok", 1.0, id="at min_value"),
+        pytest.param({"min_value": 4.0}, 4.0, "ok", 4.0, id="at min_value"),
         pytest.param({"min_value": 4.0}, None, "value is missing", None, id="no value for min_value"),
-        pytest.param({"min_value": -1.0}, -0.5, "ok", 1.0, id="negative min_value"),
+        pytest.param({"min_value": -1.0}, -0.5, "ok", -0.5, id="negative min_value"),
         pytest.param({"weigh_by_value": True}, 2.5, "ok", 2.5, id="weight is multiplied"),
         pytest.param({"weigh_by_value": True}, None, "value is missing", None, id="no value for a weight"),
         pytest.param({"weigh_by_value": True}, 0.0, "value is not a positive weight", None, id="weight 0"),
@@ -177,10 +177,10 @@ def test_outcome_of_a_value(value, outcome):
         pytest.param({"weigh_by_value": True, "min_value": 1.0}, -1.0, "below min_value", None, id="min_value before weight"),
     ],
 )
-def test_explicit_feedback(settings, value, outcome, weight):
+def test_explicit_feedback(settings, value, outcome, kept):
     decoded = decode_row(make_rules("value", **settings), {**ROW, "value": pa.array([value], pa.float64())})
     assert decoded.outcomes == {outcome: 1}
-    assert [event["weight"] for event in decoded.events.to_pylist()] == ([] if weight is None else [weight])
+    assert [event["value"] for event in decoded.events.to_pylist()] == ([] if kept is None else [kept])
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_odd_names_of_columns_types_and_ids_are_only_names(odd):
     row = {odd: odd, "item": odd, "type": odd, "time": TIME}
     [event] = decode_row(rules, row, catalogue_ids=pa.array([odd])).events.to_pylist()
     assert (event["privacy_id"], event["item_id"], event["event_type"]) == (hash_of(odd), odd, odd)
-    assert (event["context"], event["weight"]) == ([(odd, odd)], 2.0)
+    assert event["context"] == [(odd, odd)]
     assert decode_row(rules, row, opt_outs=pa.array([odd])).outcomes == {"opted out": 1}
     [letter] = decode_row(rules, {**row, "time": "never"}).dead_letters.to_pylist()
     assert json.loads(letter["raw"]) == {odd: odd, "item": odd, "type": odd, "time": "never"}
@@ -367,7 +367,7 @@ def test_names_that_differ_in_case_are_two_columns():
 
 def test_no_rows_give_empty_tables_of_the_same_schemas():
     decoded = decode_columns(make_rules(), {name: pa.array([], pa.string()) for name in ROW})
-    assert decoded == (decode.WEIGHTED_EVENTS.empty_table(), decode.DEAD_LETTERS.empty_table(), {})
+    assert decoded == (schema.EVENTS.empty_table(), decode.DEAD_LETTERS.empty_table(), {})
 
 
 def test_a_decoder_takes_batches_of_other_types_in_turn():

@@ -39,14 +39,13 @@ def run(fragments, opt_outs=None, catalogue_ids=None, events_out=None, letters=N
 def event(user: str, item: str, day: int) -> dict:
     return {
         "event_id": None,
-        "privacy_id": pseudonym.pseudonymise(pa.array([user]), KEY)[0].as_py(),
+        "privacy_id": pseudonym.pseudonymise(pa.array([user]).dictionary_encode(), KEY)[0].as_py(),
         "item_id": item,
         "event_type": "view",
         "value": None,
         "event_time": dt.datetime(2025, 1, day, tzinfo=dt.UTC),
         "arrival_time": None,
         "context": [],
-        "weight": 1.5,
     }
 
 

@@ -13,7 +13,7 @@ from transforms.privacy import budget
 from transforms.release import selection
 
 ONE = 2**selection.GRID_BITS
-KEY = b"release"
+KEY = bytes(32)
 
 
 def params(**changes) -> selection.SelectionParams:

@@ -27,7 +27,7 @@ def read(kind: sources.Kind, *paths: str, columns: list[str] = COLUMNS) -> list[
 
 
 def test_parquet_row_groups_join_into_fragments_whose_row_numbers_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(sources, "_FRAGMENT_ROWS", 4)
     path = str(tmp_path / "a.parquet")
     table = pa.table({"item": ["x", "y", "z", "x", "y"], "other": [1] * 5, "user": [1, 2, 3, 4, None]})
     pq.write_table(table, path, row_group_size=2)

@@ -6,10 +6,11 @@ What becomes of a row depends on that row, the job file, the public catalogue an
 import dataclasses
 import datetime as dt
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,8 +33,11 @@ DROPPED = (OPTED_OUT, "below min_value", "outside the window", "late")
 
 DEAD_LETTERS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
 
-WEIGHTED_EVENTS = events.EVENTS.append(pa.field("weight", pa.float64(), nullable=False))
-"""Events and how much each counts in its user's row."""
+_TEXTS = ("privacy_id", "item_id", "event_type")
+"""Fields with values that repeat: what only depends on the value is asked once for each value of a batch."""
+
+_PROBLEM = 255
+"""The outcome of a row that couldn't be read; its own text says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,11 @@ class EventRules:
         """The source's columns that are read, each once."""
         return list(dict.fromkeys([*self.columns.values(), *self.context.values()]))
 
+    @property
+    def repetitive_columns(self) -> list[str]:
+        """Those of them with values that repeat."""
+        return [self.columns[name] for name in _TEXTS if name in self.columns]
+
 
 class Decoded(NamedTuple):
     """A batch after decoding: its events, its dead letters, and how many rows had each outcome."""
@@ -94,17 +103,29 @@ class Decoded(NamedTuple):
 
 
 class Decoder:
-    """Decodes batches of one source; keeps a DuckDB connection with the opt-outs and the catalogue's ids."""
+    """Decodes batches of one source; keeps a DuckDB connection.
 
-    def __init__(self, rules: EventRules, key: bytes, opt_outs: pa.Array | None = None, catalogue_ids: pa.Array | None = None):
-        self._rules = rules
-        self._key = key
-        self._connection = duckdb.connect()
+    Args:
+        rules: see EventRules.
+        key: of the pseudonyms, 32 bytes.
+        opt_outs: ids of users who take no part.
+        catalogue_ids: the only items there are; None: any.
+        fields: of data.events.EVENTS, those that the events are to have.
+    """
+
+    def __init__(
+        self,
+        rules: EventRules,
+        key: bytes,
+        opt_outs: pa.Array | None = None,
+        catalogue_ids: pa.Array | None = None,
+        fields: Sequence[str] = events.EVENTS.names,
+    ):
+        self._rules, self._key, self._fields = rules, key, fields
+        self._opt_outs = pa.array([], pa.string()) if opt_outs is None else opt_outs
+        self._catalogue_ids = catalogue_ids
+        self._connection = duckdb.connect(config={"threads": 1})
         self._connection.execute("set TimeZone = 'UTC'")
-        nobody = pa.array([], pa.string())
-        self._connection.register("opt_outs", pa.table({"id": nobody if opt_outs is None else opt_outs}))
-        self._has_catalogue = catalogue_ids is not None
-        self._connection.register("catalogue", pa.table({"id": nobody if catalogue_ids is None else catalogue_ids}))
 
     def decode(self, file: str, batch: pa.Table) -> Decoded:
         """Decodes rows as `sources.read` yields them."""
@@ -113,67 +134,107 @@ class Decoder:
         columns = {_number(i): _for_duckdb(batch[name]) for i, name in enumerate(given)}
         place = {name: batch[name] for name in (sources.ROW, sources.PROBLEM, sources.RAW)}
         numbered = pa.table({**columns, **place})
-        rows = self._ask(_query(self._rules, numbered.schema, self._has_catalogue), numbered)
-        outcome = rows["outcome"]
-        tally = {entry["values"]: entry["counts"] for entry in pc.value_counts(outcome).to_pylist()}
-        dead = rows.filter(pc.invert(pc.is_in(outcome, value_set=pa.array([OK, *DROPPED]))))
-        good = rows.select(WEIGHTED_EVENTS.names)
-        good = good if tally.keys() == {OK} else good.filter(pc.equal(outcome, OK))
-        return Decoded(self._events(good), self._dead_letters(file, dead, numbered), tally)
+        texts = {name: self._texts(name, numbered) for name in _TEXTS}
+        query, reasons = _query(self._rules, numbered.schema, [name for name in self._fields if name not in texts])
+        rows = self._ask(query, pa.table({**{name: numbered[name] for name in numbered.column_names}, **self._faults(texts)}))
+        outcome = rows["outcome"].to_numpy()
+        tally = {reasons[i]: int(count) for i, count in enumerate(np.bincount(outcome)[:_PROBLEM]) if count}
+        alive = [number for number, reason in enumerate(reasons) if reason in (OK, *DROPPED)]
+        is_dead = ~np.isin(outcome, alive)
+        letters = DEAD_LETTERS.empty_table()
+        if is_dead.any():
+            letters = self._dead_letters(file, numbered.filter(pa.array(is_dead)), outcome[is_dead], reasons)
+        problems = letters.filter(pa.array(outcome[is_dead] == _PROBLEM))["reason"]
+        tally |= {entry["values"]: entry["counts"] for entry in pc.value_counts(problems).to_pylist()}
+        chosen = pa.table({name: texts[name] if name in texts else rows[name] for name in self._fields})
+        if tally.keys() - {OK}:
+            chosen = chosen.filter(pa.array(outcome == reasons.index(OK)))
+        return Decoded(self._events(chosen), letters, tally)
 
     def _ask(self, query: str, batch: pa.Table) -> pa.Table:
+        """Answers row for row: DuckDB keeps the order of a single table that is only projected."""
         self._connection.register("batch", batch)
         answer = self._connection.sql(query).to_arrow_table()
         self._connection.unregister("batch")
         return answer
 
-    def _dead_letters(self, file: str, dead: pa.Table, batch: pa.Table) -> pa.Table:
-        """Looks the dead rows' text up again: making it for every row would take longer than all the rest."""
-        if not dead.num_rows:
-            return DEAD_LETTERS.empty_table()
-        batch = batch.filter(pc.is_in(batch[sources.ROW], value_set=dead[sources.ROW].combine_chunks()))
-        raw = self._ask(_raw_query(self._rules), batch)["raw"]
-        reasons = dead.sort_by(sources.ROW)
-        files = pa.array([file] * dead.num_rows, pa.string())
-        return pa.table([files, reasons[sources.ROW], reasons["outcome"], raw], schema=DEAD_LETTERS)
+    def _texts(self, name: str, numbered: pa.Table) -> pa.DictionaryArray:
+        """A field of _TEXTS, each distinct value turned into text once."""
+        if name not in self._rules.columns:
+            only = pa.array(np.zeros(numbered.num_rows, np.int32))
+            return pa.DictionaryArray.from_arrays(only, pa.array(list(self._rules.event_types)))
+        column = numbered[_number(self._rules.source_columns.index(self._rules.columns[name]))].combine_chunks()
+        if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
+            column = self._as_text(column)
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        values = encoded.dictionary
+        texts = values if values.type == pa.string() else self._as_text(values)
+        return pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int32()), texts)
+
+    def _as_text(self, values: pa.Array) -> pa.Array:
+        return self._ask(f"select {_text('v', values.type)} as v from batch", pa.table({"v": values}))["v"].combine_chunks()
+
+    def _faults(self, texts: Mapping[str, pa.DictionaryArray]) -> dict[str, pa.Array]:
+        """What is wrong with the fields of _TEXTS, by row."""
+        users, items, types = (texts[name].dictionary for name in _TEXTS)
+        catalogue = items if self._catalogue_ids is None else self._catalogue_ids
+        configured = pa.array(list(self._rules.event_types), pa.string())
+        return {
+            "is_opted_out": _by_row(texts["privacy_id"], pc.is_in(users, value_set=self._opt_outs), False),
+            "has_no_user": _by_row(texts["privacy_id"], _is_empty(users), True),
+            "has_no_item": _by_row(texts["item_id"], _is_empty(items), True),
+            "has_other_item": _by_row(texts["item_id"], pc.invert(pc.is_in(items, value_set=catalogue)), True),
+            "has_other_type": _by_row(texts["event_type"], pc.invert(pc.is_in(types, value_set=configured)), True),
+        }
+
+    def _dead_letters(self, file: str, dead: pa.Table, outcome: np.ndarray, reasons: Sequence[str]) -> pa.Table:
+        """Makes the dead rows' text, and of no others: it would take longer than all the rest."""
+        raw = self._ask(_raw_query(self._rules), dead)["raw"]
+        known = pa.array(reasons).take(pa.array(np.minimum(outcome, len(reasons) - 1)))
+        reason = pc.if_else(pa.array(outcome == _PROBLEM), dead[sources.PROBLEM].combine_chunks(), known)
+        return pa.table([pa.array([file] * dead.num_rows, pa.string()), dead[sources.ROW], reason, raw], schema=DEAD_LETTERS)
 
     def _events(self, rows: pa.Table) -> pa.Table:
-        ids = pseudonym.pseudonymise(rows["privacy_id"].combine_chunks(), self._key)
-        rows = rows.set_column(rows.column_names.index("privacy_id"), "privacy_id", ids)
-        return rows.select(WEIGHTED_EVENTS.names).cast(WEIGHTED_EVENTS)
+        if "privacy_id" in rows.column_names:
+            ids = pseudonym.pseudonymise(rows["privacy_id"].combine_chunks(), self._key)
+            rows = rows.set_column(rows.column_names.index("privacy_id"), "privacy_id", ids)
+        return rows.cast(pa.schema([events.EVENTS.field(name) for name in rows.column_names]))
 
 
-def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
-    """The whole decoding as one query over the view `batch`, row for row. All texts in it are quoted."""
+def _by_row(texts: pa.DictionaryArray, of_value: pa.BooleanArray, of_none: bool) -> pa.BooleanArray:
+    return pc.fill_null(of_value.take(texts.indices), of_none)
+
+
+def _is_empty(values: pa.StringArray) -> pa.BooleanArray:
+    return pc.fill_null(pc.equal(values, ""), True)
+
+
+def _query(rules: EventRules, schema: pa.Schema, fields: Sequence[str]) -> tuple[str, list[str]]:
+    """The decoding of `fields` as one query over the view `batch`, row for row, and what its outcomes mean.
+
+    All texts in it are quoted.
+    """
     number = {column: _number(i) for i, column in enumerate(rules.source_columns)}
     theirs = {name: number[column] for name, column in rules.columns.items()}
     types = {name: schema.field(number[column]).type for name, column in rules.columns.items()}
 
-    def given(name: str) -> str:
-        if name not in theirs:
-            return "null::varchar"
-        return _text(theirs[name], types[name])
-
     def missing(name: str) -> str:
         if name not in theirs:
             return "true"
-        empty = f" or {theirs[name]} = ''" if types[name] in (pa.string(), pa.large_string()) else ""
-        return f"{theirs[name]} is null{empty}"
+        is_text = types[name] in (pa.string(), pa.large_string()) or pa.types.is_dictionary(types[name])
+        return f"{theirs[name]} is null" + (f" or {theirs[name]} = ''" if is_text else "")
 
     def time(name: str) -> str:
         return _time(theirs[name], types[name], rules.time_unit) if name in theirs else "null::timestamptz"
 
-    event_type = given("event_type") if "event_type" in theirs else sources.sql_string(next(iter(rules.event_types)))
+    event_id = _text(theirs["event_id"], types["event_id"]) if "event_id" in theirs else "null::varchar"
     value = f"try_cast({theirs['value']} as double)" if "value" in theirs else "null::double"
-    weights = " ".join(f"when {sources.sql_string(name)} then {weight!r}::double" for name, weight in rules.event_types.items())
     context_keys = ", ".join(map(sources.sql_string, rules.context))
     context_values = ", ".join(f"{number[column]}::varchar" for column in rules.context.values())
-    return f"""
+    outcome, reasons = _outcome(rules)
+    query = f"""
         with decoded as (
-            select {sources.ROW}, {sources.PROBLEM} as problem,
-                {given("event_id")} as event_id, {given("privacy_id")} as privacy_id, {given("item_id")} as item_id,
-                {event_type} as event_type,
-                {missing("value")} as no_value, {value} as value,
+            select *, {event_id} as event_text, {missing("value")} as no_value, {value} as value,
                 {missing("event_time")} as no_time, {time("event_time")} as event_time,
                 {missing("arrival_time")} as no_arrival, {time("arrival_time")} as arrival_time,
                 map([{context_keys}]::varchar[], [{context_values}]::varchar[]) as context
@@ -182,30 +243,29 @@ def _query(rules: EventRules, schema: pa.Schema, has_catalogue: bool) -> str:
             select * replace (
                 case when event_time {_SENSIBLE} then event_time end as event_time,
                 case when arrival_time {_SENSIBLE} then arrival_time end as arrival_time
-            ) from decoded
+            ), case when event_text is not null then hash(event_text) end as event_id from decoded
         )
-        select *, {_outcome(rules, has_catalogue)} as outcome,
-            case event_type {weights} end {"* value" if rules.weigh_by_value else ""} as weight
-        from ranged
+        select {"".join(f"{name}, " for name in fields)}{outcome} as outcome from ranged
     """
+    return query, reasons
 
 
 def _raw_query(rules: EventRules) -> str:
-    """Each row's own text, or else its mapped columns as JSON, by row number."""
+    """Each row's own text, or else its mapped columns as JSON."""
     raw = ", ".join(f"{sources.sql_string(column)}, {_number(i)}::varchar" for i, column in enumerate(rules.source_columns))
-    return f"select coalesce({sources.RAW}, json_object({raw})::varchar) as raw from batch order by {sources.ROW}"
+    return f"select coalesce({sources.RAW}, json_object({raw})::varchar) as raw from batch"
 
 
-def _outcome(rules: EventRules, has_catalogue: bool) -> str:
-    types = ", ".join(map(sources.sql_string, rules.event_types))
+def _outcome(rules: EventRules) -> tuple[str, list[str]]:
+    """A number for what becomes of a row, and the numbers' meanings in order."""
     skew, slack = (f"interval {_seconds(s)} second" for s in (rules.max_skew_seconds, rules.slack_seconds))
     tests: list[tuple[str, str]] = [
-        ("privacy_id is null", "privacy_id is missing"),
-        ("item_id is null", "item_id is missing"),
+        ("has_no_user", "privacy_id is missing"),
+        ("has_no_item", "item_id is missing"),
         ("no_time", "event_time is missing"),
         ("event_time is null", "event_time is not a time"),
         ("not no_arrival and arrival_time is null", "arrival_time is not a time"),
-        (f"event_type is null or event_type not in ({types})", "event_type is not in source.event_types"),
+        ("has_other_type", "event_type is not in source.event_types"),
         ("not no_value and value is null", "value is not a number"),
         (f"not isfinite(value) or abs(value) > {MAX_VALUE!r}", "value is not finite or beyond 1e9"),
         (f"event_time > coalesce(arrival_time, {_timestamp(rules.now)}) + {skew}", "event_time is in the future"),
@@ -216,18 +276,18 @@ def _outcome(rules: EventRules, has_catalogue: bool) -> str:
         tests.append((f"value < {rules.min_value!r}", "below min_value"))
     if rules.weigh_by_value:
         tests.append(("value <= 0", "value is not a positive weight"))
-    if has_catalogue:
-        tests.append(("item_id not in (from catalogue)", "item_id is not in the catalogue"))
     tests += [
+        ("has_other_item", "item_id is not in the catalogue"),
         (
             f"event_time < {_timestamp(rules.window_start)} or event_time >= {_timestamp(rules.window_end)}",
             "outside the window",
         ),
         (f"arrival_time > {_timestamp(rules.window_end)} + {slack}", "late"),
     ]
-    cases = " ".join(f"when {condition} then {sources.sql_string(reason)}" for condition, reason in tests)
-    opted_out = f"when privacy_id in (from opt_outs) then {sources.sql_string(OPTED_OUT)}"
-    return f"case {opted_out} when problem is not null then problem {cases} else {sources.sql_string(OK)} end"
+    reasons = [OK, OPTED_OUT, *(reason for _, reason in tests)]
+    cases = " ".join(f"when {condition} then {reasons.index(reason)}" for condition, reason in tests)
+    problem = f"when {sources.PROBLEM} is not null then {_PROBLEM}"
+    return f"(case when is_opted_out then {reasons.index(OPTED_OUT)} {problem} {cases} else 0 end)::utinyint", reasons
 
 
 def _text(column: str, kind: pa.DataType) -> str:

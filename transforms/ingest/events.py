@@ -1,24 +1,31 @@
 """The first step of every job: files in, pseudonymous events out, dead letters aside."""
 
+import collections
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from typing import Literal, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam import metrics
 
+from data import events as schema
 from transforms.ingest import decode, sources
 
 _DEAD_LETTERS = "dead_letters"
 _OUTCOMES = "outcomes"
 
+_THREADS = 2
+"""Batches decoded at once. Most of it happens outside Python's lock."""
+
 log = logging.getLogger(__name__)
 
 
 class Ingested(NamedTuple):
-    """What ingest gives: tables of decode.WEIGHTED_EVENTS, dead letters as JSON lines, and one tally of outcomes."""
+    """What ingest gives: tables of data.events.EVENTS, dead letters as JSON lines, and one tally of outcomes."""
 
     events: beam.PCollection[pa.Table]
     dead_letters: beam.PCollection[str]
@@ -28,11 +35,25 @@ class Ingested(NamedTuple):
 class ReadAndDecode(beam.DoFn):
     """Reads a fragment and decodes it, in one fused step: no raw privacy id is ever shuffled."""
 
-    def __init__(self, rules: decode.EventRules, key: bytes, opt_outs: pa.Array | None, catalogue_ids: pa.Array | None):
+    def __init__(
+        self,
+        rules: decode.EventRules,
+        key: bytes,
+        opt_outs: pa.Array | None = None,
+        catalogue_ids: pa.Array | None = None,
+        fields: Sequence[str] = schema.EVENTS.names,
+    ):
         self._rules, self._key, self._opt_outs, self._catalogue_ids = rules, key, opt_outs, catalogue_ids
+        self._fields = fields
 
     def setup(self) -> None:
-        self._decoder = decode.Decoder(self._rules, self._key, self._opt_outs, self._catalogue_ids)
+        self._decoders = [
+            decode.Decoder(self._rules, self._key, self._opt_outs, self._catalogue_ids, self._fields) for _ in range(_THREADS)
+        ]
+        self._pool = futures.ThreadPoolExecutor(_THREADS)
+
+    def teardown(self) -> None:
+        self._pool.shutdown()
 
     def process(
         self, fragment: sources.Fragment
@@ -42,8 +63,7 @@ class ReadAndDecode(beam.DoFn):
         | beam.pvalue.TaggedOutput[Literal["outcomes"], dict[str, int]]
     ]:
         first = fragment.first
-        for batch in sources.read(fragment, self._rules.source_columns):
-            decoded = self._decoder.decode(fragment.path, batch)
+        for rows, decoded in self._decode(fragment):
             for outcome, count in decoded.outcomes.items():
                 metrics.Metrics.counter(type(self), outcome).inc(count)
             yield beam.pvalue.TaggedOutput(_OUTCOMES, decoded.outcomes)
@@ -51,12 +71,27 @@ class ReadAndDecode(beam.DoFn):
                 yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, json.dumps(letter))
             if decoded.events.num_rows:
                 yield decoded.events
-            log.info("read rows %d to %d of %s", first, first + batch.num_rows - 1, fragment.path)
-            first += batch.num_rows
+            log.info("read rows %d to %d of %s", first, first + rows - 1, fragment.path)
+            first += rows
+
+    def _decode(self, fragment: sources.Fragment) -> Iterator[tuple[int, decode.Decoded]]:
+        """Yields batches' sizes and what is in them, in order; as many at once as there are decoders."""
+        ahead: collections.deque[tuple[int, futures.Future[decode.Decoded]]] = collections.deque()
+        free = itertools.cycle(self._decoders)
+        for batch in sources.read(fragment, self._rules.source_columns, self._rules.repetitive_columns):
+            ahead.append((batch.num_rows, self._pool.submit(next(free).decode, fragment.path, batch)))
+            if len(ahead) == len(self._decoders):
+                rows, decoded = ahead.popleft()
+                yield rows, decoded.result()
+        for rows, decoded in ahead:
+            yield rows, decoded.result()
 
 
 class IngestEvents(beam.PTransform):
-    """Reads, decodes and validates events, drops the opted-out and pseudonymises. In: a pipeline; out: Ingested."""
+    """Reads, decodes and validates events, drops the opted-out and pseudonymises. In: a pipeline; out: Ingested.
+
+    Takes what decode.Decoder takes, and the fragments to read.
+    """
 
     def __init__(
         self,
@@ -65,10 +100,11 @@ class IngestEvents(beam.PTransform):
         key: bytes,
         opt_outs: pa.Array | None = None,
         catalogue_ids: pa.Array | None = None,
+        fields: Sequence[str] = schema.EVENTS.names,
     ):
         super().__init__()
         self._fragments = fragments
-        self._reader = ReadAndDecode(rules, key, opt_outs, catalogue_ids)
+        self._reader = ReadAndDecode(rules, key, opt_outs, catalogue_ids, fields)
 
     def expand(self, root: beam.pvalue.PBegin) -> Ingested:
         decoded = (

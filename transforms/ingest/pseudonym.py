@@ -1,6 +1,5 @@
 """Privacy ids become keyed hashes at the first step: the raw id goes no further."""
 
-import hashlib
 import os
 import secrets
 import tempfile
@@ -9,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from data import errors, events
+from transforms import codes
+from transforms.privacy import keyed_hash
 
 KEY_VARIABLE = "SOTTOVOCE_PSEUDONYM_KEY"
 _KEY_BYTES = 32
@@ -18,14 +19,12 @@ class PseudonymKeyError(errors.BadInputError):
     """The pseudonym key is missing or unusable. The message never shows it."""
 
 
-def pseudonymise(privacy_ids: pa.StringArray, key: bytes) -> pa.FixedSizeBinaryArray:
-    """Replaces each id by its BLAKE2b hash under `key`, 16 bytes; hashes each distinct id of the batch once."""
-    encoded = privacy_ids.dictionary_encode()
-    hashes = [
-        hashlib.blake2b(text.encode(), digest_size=events.PSEUDONYM.byte_width, key=key).digest()
-        for text in encoded.dictionary.to_pylist()
-    ]
-    return pa.array(hashes, events.PSEUDONYM).take(encoded.indices)
+def pseudonymise(privacy_ids: pa.DictionaryArray, key: bytes) -> pa.DictionaryArray:
+    """Replaces each id by its keyed hash, AES-256-CMAC, 16 bytes. Ids that no row has go no further at all."""
+    ids = codes.compact(privacy_ids)
+    hashes = keyed_hash.keyed_hash(ids.dictionary, key)
+    pseudonyms = pa.FixedSizeBinaryArray.from_buffers(events.PSEUDONYM, len(hashes), [None, pa.py_buffer(hashes.tobytes())])
+    return pa.DictionaryArray.from_arrays(ids.indices, pseudonyms)
 
 
 def write_key(path: Path) -> None:

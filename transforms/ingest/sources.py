@@ -29,9 +29,12 @@ PROBLEM = "__problem"
 RAW = "__raw"
 """Columns beside the source's own: the row's number from 1, why it couldn't be decoded, its text where it has one."""
 
-_BATCH_ROWS = 1_000_000
+_FRAGMENT_ROWS = 1 << 20
+_BATCH_ROWS = 1 << 18
+"""Small enough for a batch's columns to stay in the processor's cache from one step to the next."""
+_LARGE_GROUP = 1 << 16
+"""Rows of a Parquet row group whose dictionaries are worth keeping."""
 _BLOCK_BYTES = 16 << 20
-_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -91,12 +94,12 @@ def _row_groups(path: str, columns: Sequence[str]) -> list[Fragment]:
         names = parquet.schema_arrow.names
         _check_columns(path, names, columns, f" It has {', '.join(map(repr, names[:50]))}.")
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    # Row groups together until they make a batch: what is done once for each distinct value of a batch is done less often.
+    # Row groups together: each fragment takes its own time to open.
     fragments: list[Fragment] = []
     first = 1
     for group, size in enumerate(sizes):
         last = fragments[-1] if fragments else None
-        if last and first + size - last.first <= _BATCH_ROWS:
+        if last and first + size - last.first <= _FRAGMENT_ROWS:
             fragments[-1] = dataclasses.replace(last, row_groups=(*last.row_groups, group))
         else:
             fragments.append(Fragment("parquet", path, (group,), first))
@@ -138,27 +141,41 @@ def _header(path: str, line: bytes) -> list[str]:
     return names
 
 
-def read(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+def read(fragment: Fragment, columns: Sequence[str], repetitive: Sequence[str] = ()) -> Iterator[pa.Table]:
     """Yields the fragment's rows: the given columns, and ROW, PROBLEM and RAW.
+
+    Args:
+        fragment: where from.
+        columns: by the source's names.
+        repetitive: those of them with values that repeat: where the source has dictionaries of them, they stay dictionaries.
 
     Raises:
         SourceError: the file is damaged from some place on.
     """
     try:
-        yield from _READERS[fragment.kind](fragment, columns)
+        if fragment.kind == "parquet":
+            yield from _read_parquet(fragment, columns, repetitive)
+        else:
+            yield from _READERS[fragment.kind](fragment, columns)
     except (OSError, EOFError, pa.ArrowException, BeamIOError) as error:
         # Only the kind of error, and nothing behind it: the runner logs a worker's traceback, and it may quote the file.
         raise SourceError(f"{fragment.path} can't be read to its end ({type(error).__name__}): is it damaged?") from None
 
 
-def _read_parquet(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+def _read_parquet(fragment: Fragment, columns: Sequence[str], repetitive: Sequence[str]) -> Iterator[pa.Table]:
     first = fragment.first
     with FileSystems.open(fragment.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         parquet = pq.ParquetFile(file)
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(fragment.row_groups), columns=list(columns)):
-            table = pa.Table.from_batches([batch]).select(list(columns))
-            yield _decode_text(table, np.arange(first, first + batch.num_rows))
-            first += batch.num_rows
+        together = [list(fragment.row_groups)]
+        if parquet.metadata.num_rows >= _LARGE_GROUP * parquet.num_row_groups:
+            # A dictionary ends with its row group, and so does a batch.
+            parquet = pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=list(repetitive))
+            together = [[group] for group in fragment.row_groups]
+        for groups in together:
+            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=list(columns)):
+                table = pa.Table.from_batches([batch]).select(list(columns))
+                yield _decode_text(table, np.arange(first, first + batch.num_rows))
+                first += batch.num_rows
 
 
 def _read_csv(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -275,20 +292,32 @@ def _decode_text(table: pa.Table, numbers: np.ndarray, raw: str | None = None) -
     columns = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
-        if not any(check(column.type) for check in _TEXT_TYPES):
-            columns[name] = column
-            continue
-        is_large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
-        binary, text = (pa.large_binary(), pa.large_string()) if is_large else (pa.binary(), pa.string())
-        given = column.cast(binary)
         try:
-            columns[name] = given.cast(text)
+            columns[name] = _utf8(column)
         except pa.ArrowInvalid:
-            values = [None if value is None else value.decode(errors="replace") for value in given.to_pylist()]
-            bad |= [now is not None and now.encode() != was for now, was in zip(values, given.to_pylist(), strict=True)]
-            columns[name] = pa.array(values, text)
-    problem = pa.array(["not UTF-8"] * table.num_rows, pa.string(), mask=~bad)
+            plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+            given = plain.cast(pa.large_binary()).to_pylist()
+            values = [None if value is None else value.decode(errors="replace") for value in given]
+            bad |= [now is not None and now.encode() != was for now, was in zip(values, given, strict=True)]
+            columns[name] = pa.array(values, pa.string())
+    problem = pa.array(["not UTF-8"] * table.num_rows, pa.string(), mask=~bad) if bad.any() else None
     return _with_place(pa.table(columns), numbers, problem, columns.pop(raw).cast(pa.string()) if raw else None)
+
+
+def _utf8(column: pa.Array) -> pa.Array:
+    """Text and binary as checked text.
+
+    Raises:
+        pa.ArrowInvalid: some of it isn't UTF-8.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, _utf8(column.dictionary))
+    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        return column.cast(pa.large_binary()).cast(pa.large_string())
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        return column.cast(pa.binary()).cast(pa.string())
+    return column
 
 
 def _with_place(table: pa.Table, numbers: np.ndarray, problem: pa.Array | None = None, raw: pa.Array | None = None) -> pa.Table:
@@ -303,4 +332,4 @@ def sql_string(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-_READERS = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
+_READERS = {"csv": _read_csv, "jsonl": _read_jsonl}

@@ -54,11 +54,10 @@ SCORES = pa.schema([pa.field("item_id", pa.string(), nullable=False), pa.field("
 
 def score_table(rows: pa.Table, max_partitions_contributed: int, key: bytes) -> pa.Table:
     """The scores of one bucket's CONTRIBUTIONS as SCORES, each user bounded to `max_partitions_contributed` items."""
-    rows = rows.group_by(["privacy_id", "item_id"], use_threads=False).aggregate([("weight", "max")])
+    rows = bounding.merge_event_types(rows)
     rows = bounding.bound_partitions(rows, ["item_id"], max_partitions_contributed, key)
-    items = pc.unique(rows["item_id"])
-    users = bounding.user_rows(rows.rename_columns({"weight_max": "weight"}), items)
-    return pa.table([items, exact_scores(users.weights)], SCORES)
+    items = pc.unique(rows["item_id"]).dictionary_decode()
+    return pa.table([items, exact_scores(bounding.user_rows(rows, items).weights)], SCORES)
 
 
 def add_scores(tables: Iterable[pa.Table]) -> pa.Table:
