@@ -27,6 +27,7 @@ setuptools.setup(
         "pyarrow>=18",
         "pydantic>=2.10,<3",
         "pydantic-settings>=2.7,<3",
+        "randomgen>=2.1,<3",
         "rectools-lightfm>=1.17.3,<2",
         "scipy>=1.14,<2",
     ],

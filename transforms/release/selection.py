@@ -122,7 +122,7 @@ def release_scores(exact: pa.Table, params: SelectionParams) -> pa.Table:
         sums = pc.fill_null(exact["score"].combine_chunks().take(found), 0).to_numpy()
     else:
         ids, sums = exact["item_id"].combine_chunks(), exact["score"].to_numpy()
-    drawn = noise.grid_gaussian(len(sums), params.mechanism.noise_sd, GRID_BITS, noise.fresh_key())
+    drawn = noise.draw("chacha", len(sums), params.mechanism.noise_sd, GRID_BITS)
     scores = (sums + drawn) * 2.0**-GRID_BITS
     table = pa.table({"item_id": ids, "score": scores}).sort_by([("score", "descending"), ("item_id", "ascending")])
     if params.public_items is None:
