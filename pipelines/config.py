@@ -17,6 +17,7 @@ from pydantic import Field
 
 from data import errors
 from transforms.ingest import decode, pseudonym
+from transforms.privacy.noise import Source
 from transforms.release import cooccurrence, reference
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -178,6 +179,7 @@ class CooccurrenceSection(_Section):
     budget_share: Share = 0.8
     max_items: int | Literal["auto"] = "auto"
     engine: Literal["columnar", "reference"] = "columnar"
+    noise: Source = "chacha"
 
     @pydantic.field_validator("max_items", mode="wrap")
     @classmethod

@@ -300,7 +300,7 @@ def _cooccurrence(
 ) -> cooccurrence.ReleaseCooccurrence | reference.ReleaseReferenceCooccurrence:
     section, mechanism = plan.job.cooccurrence, plan.mechanisms[budget.COOCCURRENCE]
     if section.engine == "columnar":
-        return cooccurrence.ReleaseCooccurrence(mechanism, items)
+        return cooccurrence.ReleaseCooccurrence(mechanism, items, section.noise)
     # The reference engine has a number here: pipelines.config refuses "auto" for it.
     return reference.ReleaseReferenceCooccurrence(mechanism, items, plan.total, int(section.max_items))
 

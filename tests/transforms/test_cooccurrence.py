@@ -73,19 +73,37 @@ def test_partial_sums_follow_the_kept_items_order_and_leave_others_out():
     rows = contributions(("ann", "a", "view", 1, 3.0), ("ann", "b", "view", 1, 4.0), ("ann", "z"), ("bob", "b"))
     [(block, sums)] = cooccurrence.partial_sums(rows, items("b", "a"))
     three, four, one = int(0.6 * STEP), int(0.8 * STEP), STEP - 1
-    assert block == (0, 2)
+    assert block == (0, 2, 2)
     assert sums.tolist() == [[four * four + one * one, four * three], [four * three, three * three]]
 
 
 def test_every_block_is_released_though_nobody_is_in_it(monkeypatch):
     monkeypatch.setattr(cooccurrence, "BLOCK_ROWS", 2)
-    parts = list(cooccurrence.empty_sums(items("a", "b", "c")))
-    assert [(block, sums.tolist()) for block, sums in parts] == [((0, 2), [[0, 0, 0], [0, 0, 0]]), ((2, 3), [[0]])]
+    assert list(cooccurrence.empty_sums(items("a", "b", "c"))) == [((0, 2, 3), None), ((2, 3, 3), None)]
+    assert cooccurrence.release_block(((2, 3, 3), None), 1.0).num_rows == 1
+    assert cooccurrence.release_block(((0, 2, 3), None), 1.0).num_rows == 5
+
+
+@pytest.mark.parametrize(("n_items", "rows"), [(1, 1), (4000, 512), (20_000, 209)])
+def test_blocks_have_whole_rows_and_no_more_cells_than_fit(n_items, rows):
+    blocks = cooccurrence.blocks(n_items)
+    assert blocks[0] == (0, rows, n_items)
+    assert [block[0] for block in blocks[1:]] == [block[1] for block in blocks[:-1]]
+    assert blocks[-1][1] == n_items
+
+
+def test_a_row_is_scaled_over_all_its_blocks(monkeypatch):
+    """One user's sums have norm 1 over all blocks together; the control, scaled block by block, has more."""
+    rows = sp.csr_matrix(np.ones((1, 6)))
+    whole = sum(np.sum((cooccurrence.exact_sums(cooccurrence.quantise_rows(rows), i, i + 2) / GRID) ** 2) for i in (0, 2, 4))
+    assert whole <= 1
+    apart = cooccurrence.quantise_rows(rows.reshape(3, 2).tocsr())
+    assert sum(np.sum((cooccurrence.exact_sums(row) / GRID) ** 2) for row in apart) > 2
 
 
 def test_a_released_block_is_the_upper_triangle_of_its_rows():
     sums = np.array([[6, 7], [7, 9]]) * GRID
-    table = cooccurrence.release_block(((1, 3), sums), 1e-6)
+    table = cooccurrence.release_block(((1, 3, 3), sums), 1e-6)
     assert [(row["row"], row["col"]) for row in table.to_pylist()] == [(1, 1), (1, 2), (2, 2)]
     assert table["value"].to_pylist() == pytest.approx([6, 7, 9], abs=1e-4)
 
@@ -94,7 +112,7 @@ def test_a_released_block_is_the_upper_triangle_of_its_rows():
 @pytest.mark.parametrize(("scale", "accepted"), [(1.0, True), (0.7, False), (1.3, False)])
 def test_noise_has_the_charged_scale(off_diagonal, scale, accepted):
     n = 400
-    zeros = ((0, n), np.zeros((n, n), np.int64))
+    zeros = ((0, n, n), None)
     cells = pa.concat_tables([cooccurrence.release_block(zeros, 5.0 * scale) for _ in range(10)])
     on_diagonal = cells["row"].to_numpy() == cells["col"].to_numpy()
     values = cells["value"].to_numpy()[on_diagonal != off_diagonal]
@@ -104,7 +122,7 @@ def test_noise_has_the_charged_scale(off_diagonal, scale, accepted):
 
 
 def test_attempts_and_blocks_share_no_noise(monkeypatch):
-    zeros = ((0, 300), np.zeros((300, 300), np.int64))
+    zeros = ((0, 300, 300), None)
 
     def share_noise() -> bool:
         first, second = (cooccurrence.release_block(zeros, 1.0)["value"].to_numpy() for _ in range(2))

@@ -58,13 +58,21 @@ def exact_sums(rows: sp.csr_matrix, first: int = 0, last: int | None = None) -> 
 
 
 BLOCK_ROWS = 512
-MAX_ITEMS = 5000
-"""More would need partial sums that don't fit into this machine's memory at once."""
+_BLOCK_CELLS = 1 << 22
+MAX_ITEMS = 20_000
+"""The largest matrix that was tried: some 200 million sums."""
+MAX_AUTO_ITEMS = 5000
+"""The most that are kept where the job names no number: a constant, so that equal jobs release equal tables anywhere."""
 
 
-def blocks(n_items: int) -> list[tuple[int, int]]:
-    """The matrix as blocks of whole rows: (first, last) of each, last exclusive."""
-    return [(first, min(first + BLOCK_ROWS, n_items)) for first in range(0, n_items, BLOCK_ROWS)]
+Block = tuple[int, int, int]
+"""Rows first..last, last exclusive, of a matrix of n_items: its cells from column first on."""
+
+
+def blocks(n_items: int) -> list[Block]:
+    """The matrix as blocks of whole rows."""
+    rows = max(1, min(BLOCK_ROWS, _BLOCK_CELLS // max(1, n_items)))
+    return [(first, min(first + rows, n_items), n_items) for first in range(0, n_items, rows)]
 
 
 def kept_items(items: pa.Table) -> pa.Array:
@@ -73,27 +81,28 @@ def kept_items(items: pa.Table) -> pa.Array:
     return kept["item_id"].combine_chunks()
 
 
-def partial_sums(rows: pa.Table, items: pa.Table) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def partial_sums(rows: pa.Table, items: pa.Table) -> Iterator[tuple[Block, np.ndarray]]:
     """Yields one bucket's part of each block of the matrix, from CONTRIBUTIONS and ITEMS."""
     quantised = quantise_rows(bounding.user_rows(rows, kept_items(items)).weights)
     for block in blocks(quantised.shape[1]):
-        yield block, exact_sums(quantised, *block)
+        yield block, exact_sums(quantised, *block[:2])
 
 
-def empty_sums(items: pa.Table) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Yields a zero for each block: it is released whether anybody is in it or not."""
-    n_items = len(kept_items(items))
-    for first, last in blocks(n_items):
-        yield (first, last), np.zeros((last - first, n_items - first), np.int64)
+def empty_sums(items: pa.Table) -> Iterator[tuple[Block, None]]:
+    """Yields each block with nothing in it: it is released whether anybody is in it or not."""
+    for block in blocks(len(kept_items(items))):
+        yield block, None
 
 
 class AddSums(beam.CombineFn):
-    """Adds up parts of one block, in place: blocks are large."""
+    """Adds up parts of one block, in place: blocks are large. None is nothing."""
 
     def create_accumulator(self) -> np.ndarray | None:
         return None
 
-    def add_input(self, accumulator: np.ndarray | None, part: np.ndarray) -> np.ndarray:
+    def add_input(self, accumulator: np.ndarray | None, part: np.ndarray | None) -> np.ndarray | None:
+        if part is None:
+            return accumulator
         if accumulator is None:
             return part.copy()
         accumulator += part
@@ -102,26 +111,28 @@ class AddSums(beam.CombineFn):
     def merge_accumulators(self, accumulators: Iterable[np.ndarray | None]) -> np.ndarray | None:
         total = None
         for accumulator in accumulators:
-            if accumulator is not None:
-                total = self.add_input(total, accumulator)
+            # The first one may be kept: nobody else has it.
+            total = accumulator if total is None else self.add_input(total, accumulator)
         return total
 
     def extract_output(self, accumulator: np.ndarray | None) -> np.ndarray | None:
         return accumulator
 
 
-def release_block(block: tuple[tuple[int, int], np.ndarray], noise_sd: float) -> pa.Table:
+def release_block(block: tuple[Block, np.ndarray | None], noise_sd: float, source: noise.Source = "chacha") -> pa.Table:
     """Adds noise to the upper triangle of a block: a table of data.tables.ITEM_PAIRS.
 
     The released vector is (diagonal, sqrt(2) * upper triangle), whose L2 norm is the matrix's Frobenius norm: standard
     deviation `noise_sd` on it is noise_sd on the diagonal and noise_sd / sqrt(2) off it.
     """
-    (first, _), sums = block
+    (first, last, n_items), sums = block
+    if sums is None:
+        sums = np.zeros((last - first, n_items - first), np.int64)
     row, col = np.triu_indices(len(sums), m=sums.shape[1])
     diagonal = row == col
     cells = sums[row, col]
-    cells[diagonal] += noise.grid_gaussian(int(diagonal.sum()), noise_sd, GRID_BITS, noise.fresh_key())
-    cells[~diagonal] += noise.grid_gaussian(int((~diagonal).sum()), noise_sd / math.sqrt(2), GRID_BITS, noise.fresh_key())
+    cells[diagonal] += noise.draw(source, int(diagonal.sum()), noise_sd, GRID_BITS)
+    cells[~diagonal] += noise.draw(source, int((~diagonal).sum()), noise_sd / math.sqrt(2), GRID_BITS)
     log.info("released rows %d to %d of the co-occurrence matrix", first, first + len(sums) - 1)
     positions = [(index + first).astype(np.int32) for index in (row, col)]
     return pa.table([*positions, cells * 2.0**-GRID_BITS], schema=tables.ITEM_PAIRS)
@@ -136,29 +147,30 @@ class ReleaseCooccurrence(beam.PTransform):
     In: tables of CONTRIBUTIONS, one a bucket. Out: tables of data.tables.ITEM_PAIRS, one a block of rows.
     """
 
-    def __init__(self, mechanism: budget.Mechanism, items: beam.PCollection[pa.Table]):
+    def __init__(self, mechanism: budget.Mechanism, items: beam.PCollection[pa.Table], source: noise.Source = "chacha"):
         super().__init__()
-        self._mechanism, self._items = mechanism, items
+        self._mechanism, self._items, self._source = mechanism, items, source
 
     def report(self) -> str:
         """Says how the numbers are made."""
         return (
             "Sum over users of the outer product of the user's row of item weights, scaled to L2 norm 1.\n"
             f"Gaussian mechanism: parameter={self._mechanism.noise_sd} on the diagonal, "
-            f"{self._mechanism.noise_sd / math.sqrt(2)} off it; L2 sensitivity 1 of (diagonal, sqrt(2) * upper triangle)"
+            f"{self._mechanism.noise_sd / math.sqrt(2)} off it, drawn by {self._source}; "
+            "L2 sensitivity 1 of (diagonal, sqrt(2) * upper triangle)"
         )
 
     def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
         parts = buckets | "PartialSums" >> beam.FlatMap(
             lambda rows, items: (part for table in items for part in partial_sums(rows, table)),
             beam.pvalue.AsIter(self._items),
-        ).with_output_types(tuple[tuple[int, int], np.ndarray])
-        nothing = self._items | "EmptySums" >> beam.FlatMap(empty_sums).with_output_types(tuple[tuple[int, int], np.ndarray])
+        ).with_output_types(tuple[Block, np.ndarray | None])
+        nothing = self._items | "EmptySums" >> beam.FlatMap(empty_sums).with_output_types(tuple[Block, np.ndarray | None])
         # Added up by bucket first, beside where the parts are made: a part is as large as the whole matrix.
         summed = parts | "AddSumsOfBuckets" >> beam.CombinePerKey(AddSums())
         return (
             (summed, nothing)
             | "WithEmptySums" >> beam.Flatten()
             | "AddSums" >> beam.CombinePerKey(AddSums())
-            | "AddNoise" >> beam.Map(release_block, self._mechanism.noise_sd).with_output_types(pa.Table)
+            | "AddNoise" >> beam.Map(release_block, self._mechanism.noise_sd, self._source).with_output_types(pa.Table)
         )

@@ -129,7 +129,7 @@ def release_scores(exact: pa.Table, params: SelectionParams) -> pa.Table:
         limit = threshold(params.mechanism.noise_multiplier, params.mechanism.delta, params.max_partitions_contributed)
         table = table.filter(pc.greater(table["score"], limit))
     kept = params.max_items or items_to_keep(
-        table["score"].to_numpy(), params.cooccurrence_sd, params.expected_users, cooccurrence.MAX_ITEMS
+        table["score"].to_numpy(), params.cooccurrence_sd, params.expected_users, cooccurrence.MAX_AUTO_ITEMS
     )
     position = np.arange(table.num_rows)
     return table.append_column("position", pa.array(position, pa.int32(), mask=position >= kept)).cast(tables.ITEMS)
