@@ -1,6 +1,6 @@
 # make demo   sets everything up and runs the main job on the sample
 # make test   sets everything up, lints, checks types and import directions, and runs the tests
-# make audit  the slow statistical tests;  make bench  speed against plain PipelineDP;  make format  formats;  make clean  removes what make made
+# make audit  the slow statistical tests;  make bench  speed, every row of docs/performance.md;  make format  formats;  make clean  removes what make made
 
 SHELL := /bin/sh
 VENV ?= .venv
@@ -31,7 +31,7 @@ audit: setup
 	$(BIN)/pytest -m slow
 
 bench: setup
-	$(BIN)/python -m tests.bench.counts
+	$(BIN)/python -m tests.bench.all
 
 format: setup
 	$(BIN)/ruff format .

@@ -25,6 +25,8 @@ COLD_SHARE = 0.5
 item that has them: it can be shown, and seldom takes a known item's place. No bias is needed: on the synthetic world any
 share from 0.1 to 1 gave the same Recall@20 over all items as leaving cold items out."""
 
+_PAIRS_AT_ONCE = 1 << 22
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -206,14 +208,16 @@ def _matrix(pairs: pa.Table, m: int) -> np.ndarray:
     """Returns the symmetric matrix (m, m) of an upper triangle."""
     if not pairs.schema.equals(tables.ITEM_PAIRS):
         raise ValueError(f"train: pairs must have the schema ITEM_PAIRS, not {pairs.schema.names}.")
-    row, column = pairs["row"].to_numpy(), pairs["col"].to_numpy()
-    if len(row) != m * (m + 1) // 2:
-        raise ValueError(f"train: pairs must have {m * (m + 1) // 2} rows for {m} kept items, not {len(row)}.")
-    if (row < 0).any() or (row > column).any() or (column >= m).any():
-        raise ValueError(f"train: row and col of pairs must have 0 <= row <= col < {m}.")
+    if pairs.num_rows != m * (m + 1) // 2:
+        raise ValueError(f"train: pairs must have {m * (m + 1) // 2} rows for {m} kept items, not {pairs.num_rows}.")
     matrix = np.full((m, m), np.nan)
-    matrix[row, column] = matrix[column, row] = pairs["value"].to_numpy()
-    if not np.isfinite(matrix).all():
+    # Part by part: the whole matrix is large, and so would copies of it be.
+    for part in pairs.to_batches(_PAIRS_AT_ONCE):
+        row, column, value = (part[name].to_numpy() for name in ("row", "col", "value"))
+        if (row < 0).any() or (row > column).any() or (column >= m).any():
+            raise ValueError(f"train: row and col of pairs must have 0 <= row <= col < {m}.")
+        matrix[row, column] = matrix[column, row] = value
+    if not all(np.isfinite(row).all() for row in matrix):
         raise ValueError("train: pairs must hold each pair once, with a finite value.")
     return matrix
 

@@ -16,6 +16,7 @@ import pydantic_settings
 from pydantic import Field
 
 from data import errors
+from transforms import bounding
 from transforms.ingest import decode, pseudonym
 from transforms.privacy.noise import Source
 from transforms.release import cooccurrence, reference
@@ -189,7 +190,7 @@ class CooccurrenceSection(_Section):
         except pydantic.ValidationError:
             max_items = 0
         if max_items != "auto" and not 1 <= max_items <= cooccurrence.MAX_ITEMS:
-            raise ValueError(f'must be "auto" or in 1..{cooccurrence.MAX_ITEMS}: the matrix must fit into memory')
+            raise ValueError(f'must be "auto" or in 1..{cooccurrence.MAX_ITEMS}: larger matrices were not tried')
         return max_items
 
     @pydantic.model_validator(mode="after")
@@ -220,10 +221,11 @@ class PublishSection(_Section):
 
 
 class RunnerSection(_Section):
-    """[runner]: the engine, and into how many parts users are spread."""
+    """[runner]: the engine, into how many parts users are spread, and the memory that the job may use (None: all)."""
 
     kind: Literal["direct"] = "direct"
-    buckets: Positive = 16
+    buckets: Annotated[Positive, Field(le=bounding.MAX_BUCKETS)] = 16
+    memory_gb: float | None = Field(None, gt=0)
 
 
 class Job(pydantic_settings.BaseSettings):

@@ -201,6 +201,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
 def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_another: bool) -> Path:
     kept.check()
     public = load_catalogue(job)
+    _check_memory(job, public)
     planned = plan(job, public)
     is_retry = any(charge["release_id"] == planned.release_id for charge in kept.ledger())
     if kept.ledger() and not is_retry and not allow_another:
@@ -241,6 +242,25 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
         )
     log.info("rows by outcome (operator side): %s", record["outcomes"])
     return kept.release_path(planned.release_id)
+
+
+def _check_memory(job: config.Job, public: catalogue.Catalogue | None) -> None:
+    """Says what the matrix will need at most, and makes sure that it is there."""
+    given = job.cooccurrence.max_items
+    n_items = cooccurrence.MAX_AUTO_ITEMS if given == "auto" else given
+    if public is not None:
+        n_items = min(n_items, public.table.num_rows)
+    available = direct.memory() if job.runner.memory_gb is None else int(job.runner.memory_gb * 1e9)
+    needed = cooccurrence.memory_needed(n_items)
+    log.info(
+        "up to %d items in the matrix: %.1f GB of memory beside the events, of %.1f GB", n_items, needed / 1e9, available / 1e9
+    )
+    if needed > available:
+        raise config.JobFileError(
+            f"cooccurrence.max_items = {given!r}: a matrix of {n_items} items needs {needed / 1e9:.1f} GB of memory, and "
+            f"{available / 1e9:.1f} GB may be used. Set it to at most {cooccurrence.most_items(available)}, raise "
+            "runner.memory_gb, or take a larger machine."
+        )
 
 
 def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from models import denoise as module
 from models.denoise import denoise
 
 N = 400
@@ -68,3 +69,15 @@ def test_keeps_at_most_max_rank_and_leaves_its_input_alone() -> None:
 def test_refuses(matrix: np.ndarray, noise_sd: float, max_rank: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         denoise(matrix, noise_sd, max_rank)
+
+
+def test_a_large_matrix_has_the_same_spectrum(monkeypatch):
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((300, 5)) * 3
+    noisy = rng.standard_normal((300, 300)) / 2
+    matrix = signal @ signal.T + noisy + noisy.T
+    dense = denoise(matrix, 0.7, 20)
+    monkeypatch.setattr(module, "_LARGE", 10)
+    iterated = denoise(matrix, 0.7, 20)
+    assert iterated.values == pytest.approx(dense.values, rel=1e-6)
+    assert iterated.vectors[:, :5] == pytest.approx(dense.vectors[:, :5], abs=1e-6)

@@ -86,10 +86,10 @@ def test_a_least_job_file_gets_the_defaults(path):
             "max_contributions_per_partition": 5,
             "engine": "columnar",
         },
-        "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar"},
+        "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar", "noise": "chacha"},
         "model": {"rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
         "publish": {"keep_versions": 5},
-        "runner": {"kind": "direct", "buckets": 16},
+        "runner": {"kind": "direct", "buckets": 16, "memory_gb": None},
     }
 
 
@@ -243,7 +243,7 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
             id="window",
         ),
         pytest.param(
-            ["--cooccurrence.max_items", "few"], r"max_items = 'few': must be \"auto\" or in 1\.\.5000", id="max_items"
+            ["--cooccurrence.max_items", "few"], r"max_items = 'few': must be \"auto\" or in 1\.\.20000", id="max_items"
         ),
         pytest.param(["--job.name="], r"job\.name = '': .* at least 1 character", id="empty text"),
         pytest.param(["--model.rank"], r"^--model\.rank: needs a value", id="no value"),

@@ -13,9 +13,10 @@ from dp_accounting import pld
 from scipy import stats
 
 from data import database, errors, store, tables
-from pipelines import cli, release
+from pipelines import cli, config, release
 from tests.pipelines.example import load, view, write_job
 from transforms.privacy import budget
+from transforms.release import cooccurrence
 
 EVERYBODY = [
     view("ann", "a", "1"),
@@ -166,6 +167,28 @@ def test_a_damaged_file_is_named_and_costs_nothing(tmp_path):
     with pytest.raises(errors.BadInputError, match=r"events\.parquet can't be read to its end \(\w+\): is it damaged\?$"):
         release.run(job)
     assert store.Store(job.job.store).ledger() == []
+
+
+def test_a_matrix_that_memory_cannot_hold_is_refused_before_anything_is_spent(tmp_path, caplog):
+    path = write_job(tmp_path, EVERYBODY)
+    with pytest.raises(config.JobFileError, match=r"a matrix of 4 items needs 1\.1 GB .* at most 0"):
+        release.run(load(path, "--runner.memory_gb", "1"))
+    assert store.Store(load(path).job.store).ledger() == []
+    with caplog.at_level("INFO"):
+        release.run(load(path, "--runner.memory_gb", "1.2"))
+    assert "up to 4 items in the matrix: 1.1 GB of memory beside the events, of 1.2 GB" in caplog.messages
+
+
+@pytest.mark.parametrize("memory_gb", [2, 8, 24])
+def test_the_advice_is_the_largest_matrix_that_fits(memory_gb):
+    most = cooccurrence.most_items(memory_gb * 10**9)
+    assert cooccurrence.memory_needed(most) <= memory_gb * 10**9
+    assert most == cooccurrence.MAX_ITEMS or cooccurrence.memory_needed(most + 1) > memory_gb * 10**9
+
+
+def test_the_noise_of_the_blocks_may_be_pipelinedps(tmp_path):
+    found = released(load(write_job(tmp_path, EVERYBODY), "--cooccurrence.noise", "pipelinedp"))
+    assert nonzero(found["pairs"]) == {("a", "a"): 1.2, ("a", "b"): 0.4, ("b", "b"): 0.8, ("c", "c"): 1.0}
 
 
 def test_a_second_release_must_be_asked_for_and_is_charged(tmp_path):

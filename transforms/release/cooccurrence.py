@@ -65,6 +65,22 @@ MAX_AUTO_ITEMS = 5000
 """The most that are kept where the job names no number: a constant, so that equal jobs release equal tables anywhere."""
 
 
+_FIXED_BYTES = 1 << 30
+_BYTES_A_CELL = 32
+"""Of the whole matrix, at the peak of release, training or publishing, whichever is highest; docs/performance.md has the
+measurements behind it. What events need comes on top."""
+
+
+def memory_needed(n_items: int) -> int:
+    """Bytes that a job with a matrix of `n_items` needs."""
+    return _FIXED_BYTES + _BYTES_A_CELL * n_items**2
+
+
+def most_items(memory: int) -> int:
+    """The largest matrix for which so many bytes do."""
+    return min(MAX_ITEMS, math.isqrt(max(0, memory - _FIXED_BYTES) // _BYTES_A_CELL))
+
+
 Block = tuple[int, int, int]
 """Rows first..last, last exclusive, of a matrix of n_items: its cells from column first on."""
 
