@@ -31,11 +31,11 @@ RAW_EVENTS = pa.schema(
 EVENTS = pa.schema(
     [
         pa.field("event_id", pa.uint64()),
-        pa.field("privacy_id", pa.dictionary(pa.int32(), PSEUDONYM), nullable=False),
+        pa.field("privacy_id", PSEUDONYM, nullable=False),
         pa.field("item_id", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("event_type", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         *list(RAW_EVENTS)[RAW_EVENTS.get_field_index("value") :],
     ]
 )
-"""As `RAW_EVENTS`, hashed and encoded: `event_id` a 64-bit hash, `privacy_id` a keyed one of 16 bytes, and what repeats as a
-dictionary. A dictionary belongs to its table, and may have values that no row has, or a value twice."""
+"""As `RAW_EVENTS`, hashed and encoded: `event_id` a 64-bit hash, `privacy_id` a keyed one of 16 bytes, and items and types as
+dictionaries. A dictionary belongs to its table, and may have values that no row has, or a value twice."""

@@ -188,6 +188,15 @@ class Store:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 
+    @contextlib.contextmanager
+    def spill(self) -> Iterator[Path]:
+        """Gives a directory for what waits on disk during a run. It goes with the run; a crashed one's goes with the next."""
+        directory = self.operator("spill")
+        for left in directory.iterdir():
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=directory) as path:
+            yield Path(path)
+
     def write_run_record(self, release_id: str, record: dict[str, Any]) -> None:
         """Keeps the exact figures of a run for the operator."""
         write_json(self.operator("runs") / f"{release_id}.json", record)

@@ -221,10 +221,11 @@ class PublishSection(_Section):
 
 
 class RunnerSection(_Section):
-    """[runner]: the engine, into how many parts users are spread, and the memory that the job may use (None: all)."""
+    """[runner]: the engine, into how many parts users are spread, where these wait, and the memory that the job may use."""
 
     kind: Literal["direct"] = "direct"
-    buckets: Annotated[Positive, Field(le=bounding.MAX_BUCKETS)] = 16
+    buckets: Annotated[Positive, Field(le=bounding.MAX_BUCKETS)] | None = None
+    spill: bool = True
     memory_gb: float | None = Field(None, gt=0)
 
 

@@ -155,6 +155,7 @@ def build(
     root: beam.Pipeline,
     plan: Plan,
     ingest: events.IngestEvents,
+    group: bounding.GroupByUser,
     allow_another: bool,
 ) -> beam.PCollection[str]:
     """Wires the release. `ingest` is its source; returns the path of the published release (none when refused)."""
@@ -168,7 +169,7 @@ def build(
     grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(
         store_path, plan.release_id, plan.charge(), job.source.max_malformed_share, allow_another
     )
-    users = ingested.events | "GroupByUser" >> bounding.GroupByUser(job.runner.buckets, job.source.event_types)
+    users = ingested.events | "GroupByUser" >> group
     release_items = selection.ReleaseSelection(_selection_params(plan), grants, plan.bounding_key)
     items = users | "ReleaseSelection" >> release_items
     release_counts = _counts(plan, items)
@@ -222,9 +223,11 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
         raise config.JobFileError(str(error)) from error
     log.info("releasing %s of %s from %d file part(s)", planned.release_id, job.job.data_set, len(fragments))
     kept.discard_attempts(planned.release_id)
+    buckets = job.runner.buckets or bounding.buckets_for(sum(fragment.rows for fragment in fragments))
     try:
-        with pipeline as root:
-            build(root, planned, ingest, allow_another)
+        with kept.spill() as directory, pipeline as root:
+            group = bounding.GroupByUser(buckets, job.source.event_types, str(directory) if job.runner.spill else None)
+            build(root, planned, ingest, group, allow_another)
     except (RuntimeError, sources.SourceError) as error:
         # The runner wraps what a worker raised: in a text of its own, or with the step's name after it.
         if "KeyboardInterrupt" in str(error):

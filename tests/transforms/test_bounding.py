@@ -22,31 +22,36 @@ def events(*rows: tuple) -> pa.Table:
     return encoded(full, bounding.BUCKET_EVENTS)
 
 
+def joined(*rows: tuple) -> pa.Table:
+    """The same as one bucket has them."""
+    return bounding.join([events(*rows)])
+
+
 def as_set(table: pa.Table) -> set[tuple]:
     return {tuple(row.values()) for row in table.to_pylist()}
 
 
 def test_repeats_are_dropped_per_user():
-    given = events((1, "ann", "b", 1.0), (1, "ann", "a", 1.0), (1, "bob", "a", 1.0), (2, "ann", "b", 1.0))
-    expected = events((1, "ann", "a", 1.0), (1, "bob", "a", 1.0), (2, "ann", "b", 1.0))
+    given = joined((1, "ann", "b", 1.0), (1, "ann", "a", 1.0), (1, "bob", "a", 1.0), (2, "ann", "b", 1.0))
+    expected = joined((1, "ann", "a", 1.0), (1, "bob", "a", 1.0), (2, "ann", "b", 1.0))
     assert as_set(bounding.drop_repeats(given)) == as_set(expected)
 
 
 def test_events_without_an_id_are_all_kept():
-    given = events((None, "ann", "a", 1.0), (1, "ann", "a", 1.0), (None, "ann", "a", 1.0), (1, "ann", "a", 1.0))
+    given = joined((None, "ann", "a", 1.0), (1, "ann", "a", 1.0), (None, "ann", "a", 1.0), (1, "ann", "a", 1.0))
     assert bounding.drop_repeats(given).num_rows == 3
     assert bounding.drop_repeats(given.slice(0, 0)) == given.slice(0, 0)
 
 
 def test_which_copy_stays_does_not_hang_on_the_order_of_arrival():
     copies = [(1, "ann", "b", 2.0), (1, "ann", "b", 1.0), (1, "ann", "a", 9.0)]
-    kept = [as_set(bounding.drop_repeats(events(*order))) for order in (copies, copies[::-1])]
-    assert kept[0] == kept[1] == as_set(events((1, "ann", "a", 9.0)))
+    kept = [as_set(bounding.drop_repeats(joined(*order))) for order in (copies, copies[::-1])]
+    assert kept[0] == kept[1] == as_set(joined((1, "ann", "a", 9.0)))
 
 
 def test_a_users_events_on_an_item_become_one_row():
     ann = [(None, "ann", "a", 1.0), (None, "ann", "a", 3.0), (None, "ann", "b", 2.0)]
-    given = events(*ann, (None, "bob", "a", 1.0))
+    given = joined(*ann, (None, "bob", "a", 1.0))
     expected = contributions(("ann", "a", "view", 2, 3.0), ("ann", "b", "view", 1, 2.0), ("bob", "a", "view", 1, 1.0))
     assert as_set(bounding.merge(given, WEIGHTS)) == as_set(expected)
 

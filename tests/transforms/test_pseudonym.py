@@ -18,7 +18,7 @@ def no_key_in_the_environment(monkeypatch):
 
 
 def hashes(ids: list[str], key: bytes = KEY) -> list[bytes]:
-    return pseudonym.pseudonymise(pa.array(ids, pa.string()).dictionary_encode(), key).to_pylist()
+    return pseudonym.pseudonymise(pa.array(ids, pa.string()), key).to_pylist()
 
 
 def aes_cmac(text: str) -> bytes:
@@ -41,8 +41,9 @@ def test_no_ids_give_no_hashes():
 
 
 def test_the_raw_id_is_nowhere_in_the_output():
-    array = pseudonym.pseudonymise(pa.array(["alice-the-user", "bob"]).dictionary_encode().slice(1), KEY)
-    assert array.to_pylist() == [aes_cmac("bob")] == array.dictionary.to_pylist()
+    array = pseudonym.pseudonymise(pa.array(["alice-the-user", "bob"]).slice(1), KEY)
+    assert array.to_pylist() == [aes_cmac("bob")]
+    assert all(b"alice" not in buffer.to_pybytes() for buffer in array.buffers() if buffer)
 
 
 def test_a_written_key_reads_back_and_only_the_owner_may_read_it(tmp_path):

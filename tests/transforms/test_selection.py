@@ -5,11 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
+from pipeline_dp import partition_selection
 from scipy import stats
 
 from data import tables
 from tests.transforms.example import contributions, ids, run
-from transforms.privacy import budget
+from transforms.privacy import budget, noise
 from transforms.release import selection
 
 ONE = 2**selection.GRID_BITS
@@ -101,6 +102,30 @@ def test_noise_has_the_charged_scale(drawn, accepted):
     sample = released["score"].to_numpy() / 3.0
     # Fresh keys: Kolmogorov-Smirnov at a flake probability of 1e-6.
     assert (stats.kstest(sample, "norm").pvalue > 1e-6) == accepted
+
+
+@pytest.mark.parametrize(("scale", "accepted"), [(1.0, True), (0.7, False)])
+def test_an_item_is_shown_as_often_as_by_pipelinedp(monkeypatch, scale, accepted):
+    """Where each user has one item both mechanisms are the same: 20,000 items of n users, for some n about the threshold."""
+    sigma, delta, n_items = 3.0, 1e-4, 20_000
+    draw = noise.draw
+    monkeypatch.setattr(noise, "draw", lambda source, size, noise_sd, bits: draw(source, size, scale * noise_sd, bits))
+    theirs = partition_selection.create_gaussian_thresholding(sigma, delta, 1)
+    ours = params(
+        mechanism=budget.Mechanism(budget.SELECTION, sigma, delta=delta),
+        max_partitions_contributed=1,
+        public_items=None,
+        max_items=n_items,
+    )
+    names = [str(number) for number in range(n_items)]
+    agree = []
+    for users in (6, 9, 12, 15, 18):
+        exact = pa.table([names, [users * ONE] * n_items], schema=selection.SCORES)
+        shown = [selection.release_scores(exact, ours).num_rows, sum(theirs.should_keep(users) for _ in range(n_items))]
+        pvalue = stats.fisher_exact([shown, [n_items - count for count in shown]]).pvalue
+        # Flake probability 1e-6 for the five together.
+        agree.append(pvalue > 2e-7)
+    assert all(agree) == accepted
 
 
 @pytest.mark.parametrize(("grants", "tables_released"), [([], 0), (["release"], 1)], ids=["refused", "granted"])

@@ -89,7 +89,7 @@ def test_one_user_with_everything_and_one_item_of_all_users():
     one = pa.table(
         {
             "event_id": np.arange(n, dtype=np.uint64) // 2,
-            "privacy_id": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([bytes(16)], pa.binary(16))),
+            "privacy_id": pa.array([bytes(16)] * n, pa.binary(16)),
             "item_id": pa.array([f"i{i}" for i in range(1000)]).dictionary_encode().take(pa.array(np.arange(n) // 2 % 1000)),
             "event_type": pa.array(["view"]).dictionary_encode().take(pa.array(np.zeros(n, np.int32))),
         }

@@ -32,8 +32,8 @@ def test_parquet_row_groups_join_into_fragments_whose_row_numbers_go_on(tmp_path
     table = pa.table({"item": ["x", "y", "z", "x", "y"], "other": [1] * 5, "user": [1, 2, 3, 4, None]})
     pq.write_table(table, path, row_group_size=2)
     assert sources.find_fragments("parquet", [path], COLUMNS) == [
-        sources.Fragment("parquet", path, (0, 1), 1),
-        sources.Fragment("parquet", path, (2,), 5),
+        sources.Fragment("parquet", path, (0, 1), 1, 4),
+        sources.Fragment("parquet", path, (2,), 5, 1),
     ]
     assert read("parquet", path) == [
         (1, 1, "x", None, None),

@@ -33,8 +33,11 @@ DROPPED = (OPTED_OUT, "below min_value", "outside the window", "late")
 
 DEAD_LETTERS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
 
-_TEXTS = ("privacy_id", "item_id", "event_type")
+_REPETITIVE = ("item_id", "event_type")
 """Fields with values that repeat: what only depends on the value is asked once for each value of a batch."""
+
+_FAULTS = ("is_opted_out", "has_no_user", "has_no_item", "has_other_item", "has_other_type")
+"""What may be wrong with the texts of a row."""
 
 _PROBLEM = 255
 """The outcome of a row that couldn't be read; its own text says why."""
@@ -91,7 +94,8 @@ class EventRules:
     @property
     def repetitive_columns(self) -> list[str]:
         """Those of them with values that repeat."""
-        return [self.columns[name] for name in _TEXTS if name in self.columns]
+        others = {theirs for ours, theirs in self.columns.items() if ours not in _REPETITIVE}
+        return [self.columns[name] for name in _REPETITIVE if name in self.columns and self.columns[name] not in others]
 
 
 class Decoded(NamedTuple):
@@ -134,9 +138,10 @@ class Decoder:
         columns = {_number(i): _for_duckdb(batch[name]) for i, name in enumerate(given)}
         place = {name: batch[name] for name in (sources.ROW, sources.PROBLEM, sources.RAW)}
         numbered = pa.table({**columns, **place})
-        texts = {name: self._texts(name, numbered) for name in _TEXTS}
-        query, reasons = _query(self._rules, numbered.schema, [name for name in self._fields if name not in texts])
-        rows = self._ask(query, pa.table({**{name: numbered[name] for name in numbered.column_names}, **self._faults(texts)}))
+        texts = {name: self._texts(name, numbered) for name in ("privacy_id", *_REPETITIVE)}
+        asked = pa.table({**{name: numbered[name] for name in numbered.column_names}, **self._faults(texts)})
+        query, reasons = _query(self._rules, asked.schema, [name for name in self._fields if name not in texts])
+        rows = self._ask(query, asked)
         outcome = rows["outcome"].to_numpy()
         tally = {reasons[i]: int(count) for i, count in enumerate(np.bincount(outcome)[:_PROBLEM]) if count}
         alive = [number for number, reason in enumerate(reasons) if reason in (OK, *DROPPED)]
@@ -158,33 +163,39 @@ class Decoder:
         self._connection.unregister("batch")
         return answer
 
-    def _texts(self, name: str, numbered: pa.Table) -> pa.DictionaryArray:
-        """A field of _TEXTS, each distinct value turned into text once."""
+    def _texts(self, name: str, numbered: pa.Table) -> pa.StringArray | pa.DictionaryArray:
+        """A text field; one of _REPETITIVE as a dictionary, each distinct value turned into text once."""
         if name not in self._rules.columns:
             only = pa.array(np.zeros(numbered.num_rows, np.int32))
             return pa.DictionaryArray.from_arrays(only, pa.array(list(self._rules.event_types)))
         column = numbered[_number(self._rules.source_columns.index(self._rules.columns[name]))].combine_chunks()
         if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
             column = self._as_text(column)
+        if name not in _REPETITIVE:
+            plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+            return self._as_text(plain)
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        values = encoded.dictionary
-        texts = values if values.type == pa.string() else self._as_text(values)
-        return pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int32()), texts)
+        return pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int32()), self._as_text(encoded.dictionary))
 
-    def _as_text(self, values: pa.Array) -> pa.Array:
+    def _as_text(self, values: pa.Array) -> pa.StringArray:
+        if values.type == pa.string():
+            return values
         return self._ask(f"select {_text('v', values.type)} as v from batch", pa.table({"v": values}))["v"].combine_chunks()
 
-    def _faults(self, texts: Mapping[str, pa.DictionaryArray]) -> dict[str, pa.Array]:
-        """What is wrong with the fields of _TEXTS, by row."""
-        users, items, types = (texts[name].dictionary for name in _TEXTS)
+    def _faults(self, texts: Mapping[str, pa.StringArray | pa.DictionaryArray]) -> dict[str, pa.Array]:
+        """Those of _FAULTS that some row has, by row."""
+        items, types = (texts[name].dictionary for name in _REPETITIVE)
         catalogue = items if self._catalogue_ids is None else self._catalogue_ids
         configured = pa.array(list(self._rules.event_types), pa.string())
+        found = [
+            pc.is_in(texts["privacy_id"], value_set=self._opt_outs) if len(self._opt_outs) else None,
+            _is_empty(texts["privacy_id"]),
+            _by_row(texts["item_id"], _is_empty(items)),
+            _by_row(texts["item_id"], pc.invert(pc.is_in(items, value_set=catalogue))),
+            _by_row(texts["event_type"], pc.invert(pc.is_in(types, value_set=configured))),
+        ]
         return {
-            "is_opted_out": _by_row(texts["privacy_id"], pc.is_in(users, value_set=self._opt_outs), False),
-            "has_no_user": _by_row(texts["privacy_id"], _is_empty(users), True),
-            "has_no_item": _by_row(texts["item_id"], _is_empty(items), True),
-            "has_other_item": _by_row(texts["item_id"], pc.invert(pc.is_in(items, value_set=catalogue)), True),
-            "has_other_type": _by_row(texts["event_type"], pc.invert(pc.is_in(types, value_set=configured)), True),
+            name: faults for name, faults in zip(_FAULTS, found, strict=True) if faults is not None and pc.any(faults).as_py()
         }
 
     def _dead_letters(self, file: str, dead: pa.Table, outcome: np.ndarray, reasons: Sequence[str]) -> pa.Table:
@@ -201,8 +212,11 @@ class Decoder:
         return rows.cast(pa.schema([events.EVENTS.field(name) for name in rows.column_names]))
 
 
-def _by_row(texts: pa.DictionaryArray, of_value: pa.BooleanArray, of_none: bool) -> pa.BooleanArray:
-    return pc.fill_null(of_value.take(texts.indices), of_none)
+def _by_row(texts: pa.DictionaryArray, of_value: pa.BooleanArray) -> pa.BooleanArray | None:
+    """A fault of values as one of rows; a row without a value has it. None: no row can have it."""
+    if texts.null_count or pc.any(of_value).as_py():
+        return pc.fill_null(of_value.take(texts.indices), True)
+    return None
 
 
 def _is_empty(values: pa.StringArray) -> pa.BooleanArray:
@@ -229,12 +243,13 @@ def _query(rules: EventRules, schema: pa.Schema, fields: Sequence[str]) -> tuple
 
     event_id = _text(theirs["event_id"], types["event_id"]) if "event_id" in theirs else "null::varchar"
     value = f"try_cast({theirs['value']} as double)" if "value" in theirs else "null::double"
+    no_faults = "".join(f"false as {name}, " for name in _FAULTS if name not in schema.names)
     context_keys = ", ".join(map(sources.sql_string, rules.context))
     context_values = ", ".join(f"{number[column]}::varchar" for column in rules.context.values())
     outcome, reasons = _outcome(rules)
     query = f"""
         with decoded as (
-            select *, {event_id} as event_text, {missing("value")} as no_value, {value} as value,
+            select *, {no_faults}{event_id} as event_text, {missing("value")} as no_value, {value} as value,
                 {missing("event_time")} as no_time, {time("event_time")} as event_time,
                 {missing("arrival_time")} as no_arrival, {time("arrival_time")} as arrival_time,
                 map([{context_keys}]::varchar[], [{context_values}]::varchar[]) as context

@@ -1,11 +1,9 @@
 """The first step of every job: files in, pseudonymous events out, dead letters aside."""
 
-import collections
 import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 from typing import Literal, NamedTuple
 
 import apache_beam as beam
@@ -13,13 +11,11 @@ import pyarrow as pa
 from apache_beam import metrics
 
 from data import events as schema
+from transforms import threads
 from transforms.ingest import decode, sources
 
 _DEAD_LETTERS = "dead_letters"
 _OUTCOMES = "outcomes"
-
-_THREADS = 2
-"""Batches decoded at once. Most of it happens outside Python's lock."""
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +44,9 @@ class ReadAndDecode(beam.DoFn):
 
     def setup(self) -> None:
         self._decoders = [
-            decode.Decoder(self._rules, self._key, self._opt_outs, self._catalogue_ids, self._fields) for _ in range(_THREADS)
+            decode.Decoder(self._rules, self._key, self._opt_outs, self._catalogue_ids, self._fields)
+            for _ in range(threads.THREADS)
         ]
-        self._pool = futures.ThreadPoolExecutor(_THREADS)
-
-    def teardown(self) -> None:
-        self._pool.shutdown()
 
     def process(
         self, fragment: sources.Fragment
@@ -75,16 +68,12 @@ class ReadAndDecode(beam.DoFn):
             first += rows
 
     def _decode(self, fragment: sources.Fragment) -> Iterator[tuple[int, decode.Decoded]]:
-        """Yields batches' sizes and what is in them, in order; as many at once as there are decoders."""
-        ahead: collections.deque[tuple[int, futures.Future[decode.Decoded]]] = collections.deque()
-        free = itertools.cycle(self._decoders)
-        for batch in sources.read(fragment, self._rules.source_columns, self._rules.repetitive_columns):
-            ahead.append((batch.num_rows, self._pool.submit(next(free).decode, fragment.path, batch)))
-            if len(ahead) == len(self._decoders):
-                rows, decoded = ahead.popleft()
-                yield rows, decoded.result()
-        for rows, decoded in ahead:
-            yield rows, decoded.result()
+        """Yields batches' sizes and what is in them, in order."""
+        batches = sources.read(fragment, self._rules.source_columns, self._rules.repetitive_columns)
+        return threads.map_ahead(
+            lambda given: (given[1].num_rows, given[0].decode(fragment.path, given[1])),
+            zip(itertools.cycle(self._decoders), batches, strict=False),
+        )
 
 
 class IngestEvents(beam.PTransform):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from data import errors, events
-from transforms import codes
 from transforms.privacy import keyed_hash
 
 KEY_VARIABLE = "SOTTOVOCE_PSEUDONYM_KEY"
@@ -19,12 +18,10 @@ class PseudonymKeyError(errors.BadInputError):
     """The pseudonym key is missing or unusable. The message never shows it."""
 
 
-def pseudonymise(privacy_ids: pa.DictionaryArray, key: bytes) -> pa.DictionaryArray:
-    """Replaces each id by its keyed hash, AES-256-CMAC, 16 bytes. Ids that no row has go no further at all."""
-    ids = codes.compact(privacy_ids)
-    hashes = keyed_hash.keyed_hash(ids.dictionary, key)
-    pseudonyms = pa.FixedSizeBinaryArray.from_buffers(events.PSEUDONYM, len(hashes), [None, pa.py_buffer(hashes.tobytes())])
-    return pa.DictionaryArray.from_arrays(ids.indices, pseudonyms)
+def pseudonymise(privacy_ids: pa.StringArray, key: bytes) -> pa.FixedSizeBinaryArray:
+    """Replaces each id by its keyed hash, AES-256-CMAC, 16 bytes."""
+    hashes = keyed_hash.keyed_hash(privacy_ids, key)
+    return pa.FixedSizeBinaryArray.from_buffers(events.PSEUDONYM, len(hashes), [None, pa.py_buffer(hashes)])
 
 
 def write_key(path: Path) -> None:

@@ -35,6 +35,7 @@ _BATCH_ROWS = 1 << 18
 _LARGE_GROUP = 1 << 16
 """Rows of a Parquet row group whose dictionaries are worth keeping."""
 _BLOCK_BYTES = 16 << 20
+_TEXT_BYTES_A_ROW = 64
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -44,12 +45,16 @@ class SourceError(errors.BadInputError):
 
 @dataclasses.dataclass(frozen=True)
 class Fragment:
-    """What one worker reads at a time: a file, or row groups of a Parquet file whose first row has number `first`."""
+    """What one worker reads at a time: a file, or row groups of a Parquet file whose first row has number `first`.
+
+    `rows` is how many; of text, a guess from the file's size.
+    """
 
     kind: Kind
     path: str
     row_groups: tuple[int, ...] = ()
     first: int = 1
+    rows: int = 0
 
 
 def find_fragments(kind: Kind, patterns: Sequence[str], columns: Sequence[str]) -> list[Fragment]:
@@ -69,11 +74,11 @@ def find_fragments(kind: Kind, patterns: Sequence[str], columns: Sequence[str]) 
         for file in sorted(match.metadata_list, key=lambda file: file.path):
             if not file.size_in_bytes:
                 raise SourceError(f"{file.path} is empty (0 bytes). An empty data set still has a header or a schema.")
-            fragments.extend(_fragments_of(kind, file.path, columns))
+            fragments.extend(_fragments_of(kind, file.path, columns, file.size_in_bytes // _TEXT_BYTES_A_ROW))
     return fragments
 
 
-def _fragments_of(kind: Kind, path: str, columns: Sequence[str]) -> list[Fragment]:
+def _fragments_of(kind: Kind, path: str, columns: Sequence[str], text_rows: int) -> list[Fragment]:
     try:
         if kind == "parquet":
             return _row_groups(path, columns)
@@ -85,7 +90,7 @@ def _fragments_of(kind: Kind, path: str, columns: Sequence[str]) -> list[Fragmen
         raise SourceError(f"{path} can't be read as {name} ({type(error).__name__}).") from error
     if kind == "csv":
         _check_columns(path, _header(path, first_line), columns, "")
-    return [Fragment(kind, path)]
+    return [Fragment(kind, path, rows=text_rows)]
 
 
 def _row_groups(path: str, columns: Sequence[str]) -> list[Fragment]:
@@ -99,10 +104,10 @@ def _row_groups(path: str, columns: Sequence[str]) -> list[Fragment]:
     first = 1
     for group, size in enumerate(sizes):
         last = fragments[-1] if fragments else None
-        if last and first + size - last.first <= _FRAGMENT_ROWS:
-            fragments[-1] = dataclasses.replace(last, row_groups=(*last.row_groups, group))
+        if last and last.rows + size <= _FRAGMENT_ROWS:
+            fragments[-1] = dataclasses.replace(last, row_groups=(*last.row_groups, group), rows=last.rows + size)
         else:
-            fragments.append(Fragment("parquet", path, (group,), first))
+            fragments.append(Fragment("parquet", path, (group,), first, size))
         first += size
     return fragments
 

@@ -15,9 +15,15 @@ BYTES = 16
 _MORE = BYTES + 1
 """What stands for a length above one block."""
 
+_BLOCK = np.dtype(f"V{BYTES}")
+"""NumPy gathers blocks as wholes three times as fast as it gathers rows of bytes."""
+
+_TEXTS_AT_ONCE = 1 << 15
+"""So that what is in between stays in the processor's cache."""
+
 
 def keyed_hash(texts: pa.StringArray, key: bytes) -> np.ndarray:
-    """Returns the AES-CMAC of each text's UTF-8 bytes, (n, 16) uint8.
+    """Returns the AES-CMAC of each text's UTF-8 bytes, (n, 2) uint64, little-endian words of its 16 bytes.
 
     Args:
         texts: without nulls.
@@ -27,26 +33,34 @@ def keyed_hash(texts: pa.StringArray, key: bytes) -> np.ndarray:
     encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305
 
     def encrypt(blocks: np.ndarray) -> np.ndarray:
-        return np.frombuffer(encryptor.update(blocks.tobytes()), np.uint8).reshape(-1, BYTES)
+        return np.frombuffer(encryptor.update(blocks.tobytes()), _BLOCK)
 
     mask, pad = _endings(encrypt)
-    if not len(texts):
-        return np.zeros((0, BYTES), np.uint8)
     texts = texts.cast(pa.large_string())
     _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int64)[texts.offset :][: len(texts) + 1]
+    ends = np.frombuffer(offsets or bytes(8), np.int64)[texts.offset :][: len(texts) + 1]
     # Zeros behind, so that a block may be read past the last text.
     content = np.concatenate([np.frombuffer(data or b"", np.uint8), np.zeros(BYTES, np.uint8)])
-    windows = np.lib.stride_tricks.sliding_window_view(content, BYTES)
-    at, left = ends[:-1], np.diff(ends)
-    hashes = np.zeros((len(texts), BYTES), np.uint8)
-    rows = np.arange(len(texts))
-    while len(rows):
-        length = np.minimum(left, _MORE)
-        hashes[rows] = encrypt(hashes[rows] ^ (windows[at] & mask[length]) ^ pad[length])
-        more = left > BYTES
-        rows, at, left = rows[more], at[more] + BYTES, left[more] - BYTES
-    return hashes
+    block_at = np.ndarray((len(content) - BYTES + 1,), _BLOCK, content, strides=(1,))
+    hashes = np.zeros(len(texts), _BLOCK)
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        at, left = ends[start:-1][:_TEXTS_AT_ONCE], np.diff(ends[start : start + _TEXTS_AT_ONCE + 1])
+        rows: slice | np.ndarray = slice(start, start + len(at))
+        while len(at):
+            length = np.minimum(left, _MORE)
+            blocks = _words(block_at[at])
+            blocks &= _words(mask[length])
+            blocks ^= _words(pad[length])
+            blocks ^= _words(hashes[rows])
+            hashes[rows] = encrypt(blocks)
+            more = np.flatnonzero(left > BYTES)
+            rows = start + more if isinstance(rows, slice) else rows[more]
+            at, left = at[more] + BYTES, left[more] - BYTES
+    return _words(hashes).reshape(-1, 2)
+
+
+def _words(blocks: np.ndarray) -> np.ndarray:
+    return blocks.view("<u8")
 
 
 def _endings(encrypt: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +68,7 @@ def _endings(encrypt: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, n
 
     A last block that is full gets the subkey K1; any other the bit that ends the text, and K2 (RFC 4493, section 2.4).
     """
-    first = _double(int.from_bytes(encrypt(np.zeros((1, BYTES), np.uint8)).tobytes()))
+    first = _double(int.from_bytes(encrypt(np.zeros(1, _BLOCK).view(np.uint8)).tobytes()))
     k1, k2 = (np.frombuffer(key.to_bytes(BYTES), np.uint8) for key in (first, _double(first)))
     mask = np.full((_MORE + 1, BYTES), 255, np.uint8)
     pad = np.zeros((_MORE + 1, BYTES), np.uint8)
@@ -63,7 +77,7 @@ def _endings(encrypt: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, n
         pad[length, length] = 0x80
         pad[length] ^= k2
     pad[BYTES] = k1
-    return mask, pad
+    return mask.view(_BLOCK)[:, 0], pad.view(_BLOCK)[:, 0]
 
 
 def _double(element: int) -> int:

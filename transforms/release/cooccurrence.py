@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from data import tables
-from transforms import bounding
+from transforms import bounding, spill, threads
 from transforms.privacy import budget, noise
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,9 @@ def kept_items(items: pa.Table) -> pa.Array:
 def partial_sums(rows: pa.Table, items: pa.Table) -> Iterator[tuple[Block, np.ndarray]]:
     """Yields one bucket's part of each block of the matrix, from CONTRIBUTIONS and ITEMS."""
     quantised = quantise_rows(bounding.user_rows(rows, kept_items(items)).weights)
-    for block in blocks(quantised.shape[1]):
-        yield block, exact_sums(quantised, *block[:2])
+    found = blocks(quantised.shape[1])
+    sums = threads.map_ahead(lambda block: exact_sums(quantised, *block[:2]), found)
+    return zip(found, sums, strict=True)
 
 
 def empty_sums(items: pa.Table) -> Iterator[tuple[Block, None]]:
@@ -160,7 +161,7 @@ class ReleaseCooccurrence(beam.PTransform):
     Unit of protection: one privacy id with everything it did, added or removed. Mechanism: Gaussian on the sum of the users'
     outer products, each of Frobenius norm at most 1 (L2 sensitivity 1 of the vector (diagonal, sqrt(2) * upper triangle)).
 
-    In: tables of CONTRIBUTIONS, one a bucket. Out: tables of data.tables.ITEM_PAIRS, one a block of rows.
+    In: CONTRIBUTIONS, one table a bucket, or where it lies. Out: tables of data.tables.ITEM_PAIRS, one a block of rows.
     """
 
     def __init__(self, mechanism: budget.Mechanism, items: beam.PCollection[pa.Table], source: noise.Source = "chacha"):
@@ -176,11 +177,16 @@ class ReleaseCooccurrence(beam.PTransform):
             "L2 sensitivity 1 of (diagonal, sqrt(2) * upper triangle)"
         )
 
-    def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
+    def expand(self, buckets: beam.PCollection[pa.Table | spill.Part]) -> beam.PCollection[pa.Table]:
         parts = buckets | "PartialSums" >> beam.FlatMap(
-            lambda rows, items: (part for table in items for part in partial_sums(rows, table)),
+            lambda rows, items: (part for table in items for part in partial_sums(spill.read(rows), table)),
             beam.pvalue.AsIter(self._items),
         ).with_output_types(tuple[Block, np.ndarray | None])
+        source = self._source
+
+        def add_noise(block: tuple[Block, np.ndarray | None], noise_sd: float) -> Iterator[pa.Table]:
+            yield release_block(block, noise_sd, source)
+
         nothing = self._items | "EmptySums" >> beam.FlatMap(empty_sums).with_output_types(tuple[Block, np.ndarray | None])
         # Added up by bucket first, beside where the parts are made: a part is as large as the whole matrix.
         summed = parts | "AddSumsOfBuckets" >> beam.CombinePerKey(AddSums())
@@ -188,5 +194,6 @@ class ReleaseCooccurrence(beam.PTransform):
             (summed, nothing)
             | "WithEmptySums" >> beam.Flatten()
             | "AddSums" >> beam.CombinePerKey(AddSums())
-            | "AddNoise" >> beam.Map(release_block, self._mechanism.noise_sd, self._source).with_output_types(pa.Table)
+            | "AddNoise"
+            >> beam.ParDo(threads.FlatMapOnThreads(add_noise), self._mechanism.noise_sd).with_output_types(pa.Table)
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -11,7 +11,7 @@ from pipeline_dp import dp_computations
 from scipy import stats
 
 from data import tables
-from transforms import bounding
+from transforms import bounding, spill, threads
 from transforms.privacy import budget
 
 _Z95 = float(stats.norm.ppf(0.975))
@@ -124,7 +124,7 @@ class ReleaseCounts(beam.PTransform):
     sqrt(L0) and sqrt(L0) * Linf. The partitions are public or released before: where no items were released (a refused
     budget), nothing is counted.
 
-    In: tables of CONTRIBUTIONS, one a bucket. Out: one table of data.tables.ITEM_COUNTS for each table of items.
+    In: CONTRIBUTIONS, one table a bucket, or where it lies. Out: one table of data.tables.ITEM_COUNTS for each table of items.
     """
 
     def __init__(self, params: CountParams, items: beam.PCollection[pa.Table], key: bytes):
@@ -141,18 +141,22 @@ class ReleaseCounts(beam.PTransform):
             f"events: {gaussian(params.events).describe()}"
         )
 
-    def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
+    def expand(self, buckets: beam.PCollection[pa.Table | spill.Part]) -> beam.PCollection[pa.Table]:
         params, key = self._params, self._key
-        items = beam.pvalue.AsIter(self._items)
+
+        def bound_and_count(rows: pa.Table | spill.Part, items: list[pa.Table]) -> Iterator[pa.Table]:
+            return (exact_counts(bounded_rows(spill.read(rows), params, table, key)) for table in items)
+
         return (
             buckets
             | "BoundAndCount"
-            >> beam.FlatMap(
-                lambda rows, items: [exact_counts(bounded_rows(rows, params, table, key)) for table in items], items
-            ).with_output_types(pa.Table)
+            >> beam.ParDo(threads.FlatMapOnThreads(bound_and_count), beam.pvalue.AsList(self._items)).with_output_types(
+                pa.Table
+            )
             | "AddCounts" >> beam.CombineGlobally(add_counts)
             | "AddNoise"
             >> beam.FlatMap(
-                lambda exact, items: [release_counts(exact, table, params) for table in items], items
+                lambda exact, items: [release_counts(exact, table, params) for table in items],
+                beam.pvalue.AsIter(self._items),
             ).with_output_types(pa.Table)
         )

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline_dp import aggregate_params, report_generator
 
 from data import tables
-from transforms import bounding
+from transforms import bounding, spill
 from transforms.privacy import accountant, budget
 from transforms.release import cooccurrence, counts
 
@@ -60,7 +60,7 @@ class ReleaseReferenceCounts(beam.PTransform):
         """What is planned, and PipelineDP's own explanation, which is there once the transform is applied."""
         return f"{counts.ReleaseCounts(self._params, self._items, self._key).report()}\nPipelineDP says:\n{self._report.text()}"
 
-    def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
+    def expand(self, buckets: beam.PCollection[pa.Table | spill.Part]) -> beam.PCollection[pa.Table]:
         params, key = self._params, self._key
         planned = {"Count": params.events.noise_multiplier, "PrivacyIdCount": params.users.noise_multiplier}
         accounting = accountant.PlannedAccountant(params.total, planned)
@@ -69,7 +69,9 @@ class ReleaseReferenceCounts(beam.PTransform):
             tuple[str, str]
         )
         rows = buckets | "BoundedEvents" >> beam.FlatMap(
-            lambda rows, items: (row for table in items for row in explode(counts.bounded_rows(rows, params, table, key))),
+            lambda rows, items: (
+                row for table in items for row in explode(counts.bounded_rows(spill.read(rows), params, table, key))
+            ),
             beam.pvalue.AsIter(self._items),
         ).with_output_types(Row)
         # rows: (privacy_id, partition_key)
@@ -154,12 +156,12 @@ class ReleaseReferenceCooccurrence(beam.PTransform):
         planned = cooccurrence.ReleaseCooccurrence(self._mechanism, self._items).report()
         return f"{planned}\nPipelineDP says:\n{self._report.text()}"
 
-    def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
+    def expand(self, buckets: beam.PCollection[pa.Table | spill.Part]) -> beam.PCollection[pa.Table]:
         n_items = self._max_items
         accounting = accountant.PlannedAccountant(self._total, {"VectorSum": self._mechanism.noise_multiplier})
         engine = pipeline_dp.DPEngine(accounting, pipeline_dp.BeamBackend())
         users = buckets | "UserVectors" >> beam.FlatMap(
-            lambda rows, items: (user for table in items for user in user_vectors(rows, table, n_items)),
+            lambda rows, items: (user for table in items for user in user_vectors(spill.read(rows), table, n_items)),
             beam.pvalue.AsIter(self._items),
         ).with_output_types(tuple[bytes, np.ndarray])
         nobody = self._items | "Nobody" >> beam.Map(lambda _: (_NOBODY, np.zeros(vector_size(n_items)))).with_output_types(

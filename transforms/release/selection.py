@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 import numpy as np
@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from data import tables
-from transforms import bounding
+from transforms import bounding, spill, threads
 from transforms.privacy import budget, noise
 from transforms.release import cooccurrence
 
@@ -141,7 +141,7 @@ class ReleaseSelection(beam.PTransform):
     Unit of protection: one privacy id with everything it did, added or removed. Mechanism: Gaussian, on the vector of sums of
     1/sqrt(items of the user), L2 sensitivity 1; without public items a threshold besides, which spends the mechanism's delta.
 
-    In: tables of CONTRIBUTIONS, one a bucket. Out: one table of data.tables.ITEMS for each grant (none when refused).
+    In: CONTRIBUTIONS, one table a bucket, or where it lies. Out: a table of data.tables.ITEMS for each grant (none if refused).
     """
 
     def __init__(self, params: SelectionParams, grants: beam.PCollection[str], key: bytes):
@@ -161,10 +161,16 @@ class ReleaseSelection(beam.PTransform):
             f"Gaussian mechanism: parameter={params.mechanism.noise_sd}; L2 sensitivity 1\n{shown}"
         )
 
-    def expand(self, buckets: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table]:
+    def expand(self, buckets: beam.PCollection[pa.Table | spill.Part]) -> beam.PCollection[pa.Table]:
+        key = self._key
+
+        def score(rows: pa.Table | spill.Part, max_partitions_contributed: int) -> Iterator[pa.Table]:
+            yield score_table(spill.read(rows), max_partitions_contributed, key)
+
         return (
             buckets
-            | "ScoreItems" >> beam.Map(score_table, self._params.max_partitions_contributed, self._key)
+            | "ScoreItems"
+            >> beam.ParDo(threads.FlatMapOnThreads(score), self._params.max_partitions_contributed).with_output_types(pa.Table)
             | "AddScores" >> beam.CombineGlobally(add_scores)
             | "AddNoise"
             >> beam.FlatMap(
