@@ -20,7 +20,7 @@ import duckdb
 import numpy as np
 import scipy.sparse as sp
 
-from tests.bench import counts
+from tests.bench import counts, whole
 from transforms.privacy import noise
 from transforms.release import cooccurrence
 
@@ -120,6 +120,7 @@ def main(argv: list[str]) -> None:
             "cooccurrence": pairs(),
             "counts": counts.against_plain(pathlib.Path(directory), 5_000_000, 200_000),
             "growth": growth(pathlib.Path(directory)),
+            "whole_job": whole.measure(pathlib.Path(directory)),
         }
     goals = [
         ("counts, 5M events: times plain PipelineDP", measured["counts"]["ratio"], ">= 100"),
@@ -129,6 +130,7 @@ def main(argv: list[str]) -> None:
         ("growth 5M to 50M, time an event", measured["growth"]["growth"], "<= 1.1"),
         ("bytes of memory an event at 50M", measured["growth"]["50M"]["bytes_per_event"], "<= 48"),
         ("bytes an event through the shuffle", measured["counts"]["shuffle_bytes_per_event"], ""),
+        ("whole job, 20M events, 5,000 items: seconds", measured["whole_job"]["total"], ""),
     ]
     for work, value, goal in goals:
         print(f"{work:45} {value:>8} {goal:>8}")

@@ -277,3 +277,17 @@ def test_of_processes_that_reserve_at_once_exactly_one_wins(kept):
 def test_no_reservation_is_lost_when_several_are_allowed(kept):
     assert race(kept.path, allow_another=True) == ["0", "1", "2", "3"]
     assert sorted(entry["release_id"] for entry in kept.ledger()) == ["0", "1", "2", "3"]
+
+
+def test_what_waits_on_disk_is_for_the_owner_alone_and_goes_with_the_run(kept):
+    with kept.spill() as directory:
+        (directory / "rows").touch()
+        assert stat.S_IMODE(directory.stat().st_mode) == stat.S_IMODE(directory.parent.stat().st_mode) == 0o700
+    assert not directory.exists()
+
+
+def test_what_a_killed_run_left_on_disk_goes_with_the_next(kept):
+    left = kept.operator("spill", "killed")
+    (left / "rows").touch()
+    with kept.spill():
+        assert not left.exists()

@@ -53,6 +53,17 @@ def test_every_count_and_pair_is_exact_but_for_noise(tmp_path):
     assert nonzero(found["pairs"]) == {("a", "a"): 1.2, ("a", "b"): 0.4, ("b", "b"): 0.8, ("c", "c"): 1.0}
 
 
+@pytest.mark.parametrize("flags", [["--runner.spill=false"], ["--runner.buckets=1"], ["--runner.buckets=300"]])
+def test_where_and_in_how_many_parts_events_wait_changes_nothing(tmp_path, flags):
+    expected = released(load(write_job(tmp_path / "usual", EVERYBODY)))
+    assert released(load(write_job(tmp_path / "other", EVERYBODY), *flags)) == expected
+
+
+def test_nothing_that_waited_on_disk_stays(tmp_path):
+    released(load(write_job(tmp_path, EVERYBODY)))
+    assert list((tmp_path / "store" / "operator" / "spill").iterdir()) == []
+
+
 def test_bounds_bind(tmp_path):
     greedy = [view("ann", item, kind=kind) for item in "abcd" for kind in ("view", "buy") for _ in range(5)]
     counts = nonzero(released(load(write_job(tmp_path, greedy)))["counts"])

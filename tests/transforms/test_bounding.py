@@ -133,3 +133,16 @@ def test_buckets_split_a_sliced_batch_by_its_own_rows():
 def test_no_bucket_and_too_many_are_refused(buckets):
     with pytest.raises(ValueError, match=r"buckets must be in 1\.\.65536, not"):
         bounding.GroupByUser(buckets, WEIGHTS)
+
+
+@pytest.mark.parametrize(("rows", "buckets"), [(0, 16), (5_000_000, 16), (50_000_000, 96), (10**12, 65_536)])
+def test_there_are_buckets_enough_for_the_events(rows, buckets):
+    assert bounding.buckets_for(rows) == buckets
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_ties_of_hashes_are_broken_by_their_low_bits(size):
+    """Equal in the 40 bits that are sorted first: the others decide."""
+    hashed = np.arange(size, dtype=np.uint64)[::-1].copy()
+    kept = bounding._smallest(hashed, np.array([size]), 2)
+    assert np.flatnonzero(kept).tolist() == [size - 2, size - 1]
