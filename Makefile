@@ -13,10 +13,12 @@ FIND_PYTHON = for p in $(PYTHONS); do \
 
 demo: setup
 	@test -f secrets/pseudonym.key || $(BIN)/sottovoce key secrets/pseudonym.key
+	$(BIN)/sottovoce budget init data/samples/online_retail.toml
 	$(BIN)/sottovoce run data/samples/online_retail.toml
 	$(BIN)/sottovoce query "select rank, title, score from popular join items using (item_id, score) order by rank limit 5"
 	$(BIN)/sottovoce query "from recommend(['85123A', '22423'], 5)"
 	$(BIN)/sottovoce query "from privacy_spent()"
+	$(BIN)/sottovoce budget show data/samples/online_retail.toml
 
 test: lint
 	$(BIN)/pytest

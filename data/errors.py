@@ -20,7 +20,7 @@ class BadInputError(UserError):
 
 
 class AlreadyReleasedError(UserError):
-    """The store holds a release, or a reservation that may have drawn noise: another one would cost budget again."""
+    """The release is another run's, or another store's: drawing it here would cost budget again."""
 
     exit_code = 4
 

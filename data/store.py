@@ -1,12 +1,11 @@
 """The store of one job: released tables, models and database versions, and the private corner of the operator.
 
-    STORE/privacy_ledger.json       what every release here was granted, reserved before its noise was drawn
     STORE/releases/ID/              a published release: manifest.json and its tables
     STORE/models/N/                 a trained model: manifest.json and its tables
     STORE/versions/N.duckdb, STORE/current.duckdb   (data.database)
     STORE/operator/                 mode 0700: dead letters and run records, exact figures, never published
 
-The lasting ledger, outside the store, is to take the place of privacy_ledger.json.
+What was charged stands in the ledger (data.ledger), outside every store. A release is visible here only after its charge.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import errors
-
-RESERVED = "reserved"
-PUBLISHED = "published"
+from data.ledger import PUBLISHED
 
 
 class Store:
@@ -35,114 +32,76 @@ class Store:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    # Ledger
-
-    def reserve(self, release_id: str, charge: dict[str, Any], allow_another: bool) -> None:
-        """Writes a charge into the ledger, before any noise is drawn. A reservation stays spent, come what may.
-
-        Reserving the same release again changes nothing: a retry pays nothing more.
-
-        Raises:
-            AlreadyReleasedError: the ledger has another release and `allow_another` is false.
-        """
-        with self._locked():
-            self.check()
-            ledger = self.ledger()
-            if any(entry["release_id"] == release_id for entry in ledger):
-                return
-            if ledger and not allow_another:
-                raise errors.AlreadyReleasedError(self.refusal())
-            self._write_ledger([*ledger, {"release_id": release_id, "status": RESERVED, **charge}])
-
-    def check(self) -> None:
-        """Refuses a store that the ledger doesn't account for.
-
-        Raises:
-            errors.BadInputError: there are releases that the ledger doesn't know.
-        """
-        known = {charge["release_id"] for charge in self.ledger()}
-        releases = self.path / "releases"
-        there = {path.name for path in releases.iterdir() if not path.name.startswith(".")} if releases.is_dir() else set()
-        if there - known:
-            raise errors.BadInputError(
-                f"job.store = {self.path}: {len(there - known)} release(s) there are not in privacy_ledger.json. Put the "
-                "ledger back: without it nobody knows what the users of these releases have spent."
-            )
-
-    def refusal(self) -> str:
-        """What to tell somebody who asks for another release."""
-        charges = self.ledger()
-        published = sum(charge["status"] == PUBLISHED for charge in charges)
-        again = "Reading what is published again costs nothing (`sottovoce train` and `publish`)"
-        if not published:
-            again = "None came to be published; the same job run again finishes it at no further cost"
-        return (
-            f"{self.path} was charged for {len(charges)} release(s) already, {published} of them published. {again}; another "
-            "release charges every user once more: ask for it with --new-release."
-        )
-
-    def abandoned(self, charge: dict[str, Any]) -> str | None:
-        """Returns the id of the newest charge if it never came to be published and is for the same: a retry can use it."""
-        ledger = self.ledger()
-        if not ledger or ledger[-1]["status"] == PUBLISHED:
-            return None
-        same = all(ledger[-1].get(key) == value for key, value in charge.items() if key != "created")
-        return str(ledger[-1]["release_id"]) if same else None
-
-    def ledger(self) -> list[dict[str, Any]]:
-        """Returns every charge, oldest first."""
-        path = self.path / "privacy_ledger.json"
-        try:
-            return json.loads(path.read_text()) if path.exists() else []
-        except (OSError, ValueError) as error:
-            raise errors.BadInputError(f"job.store: {path} can't be read ({type(error).__name__}): was it edited?") from error
-
     # Releases
 
-    def attempt(self, release_id: str, attempt: str) -> Path:
-        """Returns the directory, readable by the owner alone, that collects an attempt's tables until `commit`."""
-        path = self.path / "releases" / f".{release_id}.{attempt}"
+    def attempt(self, attempt: str) -> Path:
+        """Returns the directory, readable by the owner alone, that collects an attempt's tables until it is shown."""
+        path = self._attempt_path(attempt)
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 
-    def commit(self, release_id: str, attempt: str, manifest: dict[str, Any]) -> Path:
-        """Makes one attempt visible under its release id, once and whole, and marks its charge published.
+    def finish(self, attempt: str, manifest: dict[str, Any]) -> None:
+        """Makes an attempt whole: the parts that its manifest names, safe on disk, and no others."""
+        path = self.attempt(attempt)
+        # What a retry within the attempt wrote twice has two draws of noise: one goes, unread.
+        for file in path.glob("*/*"):
+            if str(file.relative_to(path)) not in manifest["parts"]:
+                file.unlink()
+        for part in manifest["parts"]:
+            sync(path / part)
+        write_json(path / "manifest.json", manifest)
 
-        Of several attempts the first wins; the others are deleted unread.
-        """
+    def show(self, release_id: str, attempt: str) -> Path:
+        """Makes the attempt that the ledger names visible under its release id, by one rename. Again: changes nothing."""
         final = self.release_path(release_id)
         with self._locked():
-            if not final.exists():  # or a crash came between the rename and the ledger
-                winner = self.attempt(release_id, attempt)
-                # What a retry within the attempt wrote twice has two draws of noise: one goes, unread.
-                for file in winner.glob("*/*"):
-                    if str(file.relative_to(winner)) not in manifest["parts"]:
-                        file.unlink()
-                for part in manifest["parts"]:
-                    sync(winner / part)
-                write_json(winner / "manifest.json", manifest)
+            if not final.exists():
+                winner = self.attempt(attempt)
                 winner.chmod(0o755)
                 winner.rename(final)
                 sync(final.parent)
-            published = [
-                {**entry, "status": PUBLISHED} if entry["release_id"] == release_id else entry for entry in self.ledger()
-            ]
-            self._write_ledger(published)
-        self.discard_attempts(release_id)
         return final
 
-    def discard_attempts(self, release_id: str) -> None:
-        """Deletes, unread, what attempts at a release left behind."""
-        for attempt in (self.path / "releases").glob(f".{release_id}.*"):
-            shutil.rmtree(attempt, ignore_errors=True)
+    def settle(self, releases: Sequence[Mapping[str, Any]]) -> None:
+        """Ends what a crash cut short: shows attempts that the ledger names, and deletes all others unread.
+
+        Args:
+            releases: the ledger's.
+        """
+        for release in releases:
+            if release["status"] == PUBLISHED and self._attempt_path(release["attempt"]).exists():
+                self.show(release["release_id"], release["attempt"])
+        for left in (self.path / "releases").glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def discard(self, attempt: str) -> None:
+        """Deletes an attempt unread."""
+        shutil.rmtree(self._attempt_path(attempt), ignore_errors=True)
 
     def release_path(self, release_id: str) -> Path:
         """Returns where a published release lies."""
         return self.path / "releases" / release_id
 
-    def published(self) -> list[dict[str, Any]]:
-        """Returns the manifests of the published releases, in the ledger's order."""
-        paths = [self.release_path(entry["release_id"]) / "manifest.json" for entry in self.ledger()]
+    def check(self, releases: Sequence[Mapping[str, Any]]) -> None:
+        """Refuses a store that the ledger doesn't account for.
+
+        Raises:
+            errors.BadInputError: there are releases that the ledger doesn't know as published.
+        """
+        known = {release["release_id"] for release in releases if release["status"] == PUBLISHED}
+        folder = self.path / "releases"
+        there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
+        if there - known:
+            raise errors.BadInputError(
+                f"job.store = {self.path}: {len(there - known)} release(s) there are not in the ledger. Give the ledger that "
+                "they were charged to (privacy.ledger): without it nobody knows what their users have spent."
+            )
+
+    def published(self, releases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Returns the manifests of the releases that are here and that the ledger says are published, in its order."""
+        paths = [
+            self.release_path(release["release_id"]) / "manifest.json" for release in releases if release["status"] == PUBLISHED
+        ]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
     def read_table(self, manifest: dict[str, Any], name: str, schema: pa.Schema) -> pa.Table:
@@ -197,13 +156,13 @@ class Store:
         with tempfile.TemporaryDirectory(dir=directory) as path:
             yield Path(path)
 
-    def write_run_record(self, release_id: str, record: dict[str, Any]) -> None:
+    def write_run_record(self, attempt: str, record: dict[str, Any]) -> None:
         """Keeps the exact figures of a run for the operator."""
-        write_json(self.operator("runs") / f"{release_id}.json", record)
+        write_json(self.operator("runs") / f"{attempt}.json", record)
 
-    def run_record(self, release_id: str) -> dict[str, Any]:
+    def run_record(self, attempt: str) -> dict[str, Any]:
         """Returns the run's exact figures."""
-        return json.loads((self.path / "operator" / "runs" / f"{release_id}.json").read_text())
+        return json.loads((self.path / "operator" / "runs" / f"{attempt}.json").read_text())
 
     def make(self) -> None:
         """Makes the store's directory.
@@ -241,8 +200,8 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _write_ledger(self, entries: list[dict[str, Any]]) -> None:
-        write_json(self.path / "privacy_ledger.json", entries)
+    def _attempt_path(self, attempt: str) -> Path:
+        return self.path / "releases" / f".{attempt}"
 
 
 def new_id() -> str:

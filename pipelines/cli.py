@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("sottovoce", description="Private recommendations from user events.", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command, text in (
-        ("run", _run, "release (or read the release that the store holds), train and publish"),
+        ("run", _run, "release (or read back the same release), train and publish"),
         ("release", _release, "release differentially private tables from the job's events"),
         ("train", _train, "train a model on the newest release"),
         ("publish", _publish, "publish the newest model as a DuckDB version"),
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("run", "release"):
             job.add_argument("--new-release", action="store_true", help="charge every user again, though a release is there")
         job.set_defaults(command=command, takes_flags=True)
+    _add_budget(commands.add_parser("budget", help="what may be spent, and what was", allow_abbrev=False))
     ask = commands.add_parser("query", help="query the published database with SQL", allow_abbrev=False)
     ask.add_argument("sql", metavar="SQL")
     ask.add_argument("--store", type=Path, help="default: the store published to last on this machine")
@@ -91,17 +92,70 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, action, text in (
+        ("init", _budget_init, "write the job's [privacy] down as its data set's contract"),
+        ("show", _budget_show, "the contract, and what is left of it in each period"),
+        ("grant", _budget_grant, "raise the contract's totals; it stays in the history"),
+        ("close", _budget_close, "close a period for good: nothing of it is released any more"),
+        ("history", _budget_history, "every change, with the hash of the chain then"),
+        ("verify", _budget_verify, "check the chain, the charges and the store; prints the newest hash, to keep elsewhere"),
+    ):
+        budget = actions.add_parser(name, help=text, allow_abbrev=False)
+        budget.add_argument("job", type=Path, metavar="JOB.toml")
+        if name == "grant":
+            budget.add_argument("--epsilon", type=float, required=True, help="the new total_epsilon")
+            budget.add_argument("--delta", type=float, help="the new total_delta; default: as it is")
+            budget.add_argument("--why", required=True, help="who decided it, and for what reason")
+        if name == "close":
+            budget.add_argument("--period", required=True, help="its name, as `budget show` has it")
+        if name == "verify":
+            budget.add_argument("--head", help="a hash that `verify` printed before")
+        budget.set_defaults(command=action, takes_flags=True)
+
+
+def _budget_init(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import contract
+
+    contract.init(_own_flags_only(arguments, flags))
+
+
+def _budget_show(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import contract
+
+    print("\n".join(contract.show(_own_flags_only(arguments, flags))))
+
+
+def _budget_grant(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import contract
+
+    contract.grant(_own_flags_only(arguments, flags), arguments.epsilon, arguments.delta, arguments.why)
+
+
+def _budget_close(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import contract
+
+    contract.close(_own_flags_only(arguments, flags), arguments.period)
+
+
+def _budget_history(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import contract
+
+    print("\n".join(contract.history(_own_flags_only(arguments, flags))))
+
+
+def _budget_verify(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import contract
+
+    print(contract.verify(_own_flags_only(arguments, flags), arguments.head))
+
+
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from data import store
     from pipelines import config, publish, release, train
 
     job, beam_flags = config.load(arguments.job, flags)
-    published = store.Store(job.job.store).published()
-    if arguments.new_release or not published:
-        release.run(job, beam_flags, arguments.new_release)
-    else:
-        release.check_same(job, published[-1])
-        log.info("%s holds a release: reading it back, at no cost", job.job.store)
+    release.run(job, beam_flags, arguments.new_release)
     train.run(job)
     publish.run(job)
     _remember(job.job.store)
@@ -156,8 +210,9 @@ def _synth(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 def _state_file() -> Path:
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "sottovoce" / "last_store"
+    from pipelines import contract
+
+    return contract.state_directory() / "last_store"
 
 
 def _remember(path: Path) -> None:

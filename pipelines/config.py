@@ -15,9 +15,10 @@ import pydantic
 import pydantic_settings
 from pydantic import Field
 
-from data import errors
+from data import errors, periods
 from transforms import bounding
 from transforms.ingest import decode, pseudonym
+from transforms.privacy.filter import Composition
 from transforms.privacy.noise import Source
 from transforms.release import cooccurrence, reference
 
@@ -46,8 +47,8 @@ class _Section(pydantic.BaseModel):
 class JobSection(_Section):
     """[job]: its name, the data set whose users' budget it spends, and where its results go."""
 
-    name: str = Field(min_length=1)
-    data_set: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=200)
+    data_set: str = Field(min_length=1, max_length=200)
     store: Path
 
 
@@ -108,7 +109,9 @@ class PrivacySection(_Section):
     total_epsilon: float = Field(gt=0)
     total_delta: float = Field(gt=0, lt=1)
     unit: Literal["user"] = "user"
-    period: Literal["lifetime"] = "lifetime"
+    period: periods.Period = "lifetime"
+    composition: Composition = "gaussian"
+    ledger: str | None = None
     expected_users: Annotated[Positive, Field(le=2**26)]
     allow_large_delta: bool = False
     key_file: Path | None = None
@@ -247,6 +250,11 @@ class Job(pydantic_settings.BaseSettings):
     model: ModelSection = ModelSection()
     publish: PublishSection = PublishSection()
     runner: RunnerSection = RunnerSection()
+
+    @pydantic.model_validator(mode="after")
+    def _window_within_period(self) -> "Job":
+        periods.names(self.privacy.period, self.window.start, self.window.end)
+        return self
 
     @pydantic.model_validator(mode="after")
     def _whole_budget(self) -> "Job":

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from dp_accounting import gaussian_mechanism
 
 from data import database, errors, store, tables
-from pipelines import config, release
+from pipelines import config, contract, release
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ def run(job: config.Job) -> Path:
     if model is None:
         raise errors.NothingThereError(f"{kept.path} holds no model yet: `sottovoce train` makes one.")
     trained = json.loads((model / "manifest.json").read_text())
-    [manifest] = [m for m in kept.published() if m["release_id"] == trained["release_ids"][-1]]
+    releases = contract.open_ledger(job).releases(job.job.data_set)
+    [manifest] = [m for m in kept.published(releases) if m["release_id"] == trained["release_ids"][-1]]
     version = database.publish(
         kept.path,
         database.Contents(
@@ -40,7 +41,7 @@ def run(job: config.Job) -> Path:
             recommendations=_read(model, "recommendations", tables.RECOMMENDATIONS),
             popular=_read(model, "popular", tables.POPULAR),
             model_versions=_model_versions(int(model.name), trained),
-            privacy_ledger=_privacy_ledger(kept.ledger()),
+            privacy_ledger=_privacy_ledger([{"release_id": each["release_id"], **each["charge"]} for each in releases]),
             release_report=_release_report(manifest),
         ),
         job.publish.keep_versions,

@@ -1,12 +1,13 @@
 """The release job: events in, noisy tables out, charged once.
 
 events -> IngestEvents -> GroupByUser -> ReleaseSelection, ReleaseCounts, ReleaseCooccurrence -> CommitRelease
-               |-> ReserveBudget: no noise is drawn without its grant
+               |-> ReserveBudget: no noise is drawn without the ledger's grant
 """
 
 import dataclasses
 import datetime as dt
 import hashlib
+import importlib.metadata
 import logging
 import math
 import re
@@ -17,12 +18,13 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from data import catalogue, errors, store
-from pipelines import config
+from data import catalogue, errors, ledger, store
+from pipelines import config, contract
 from runners import direct
 from transforms import bounding
 from transforms.ingest import decode, events, pseudonym, sources
 from transforms.privacy import budget
+from transforms.privacy import filter as privacy_filter
 from transforms.release import commit, cooccurrence, counts, grant, reference, selection
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ class Plan:
     Attributes:
         now: the job's clock.
         mechanisms: by name, as drawn and as charged.
-        release_id: random; that of an abandoned reservation when this run is its retry.
         attempt: random, for each run.
+        ledger_url: whom to ask.
     """
 
     job: config.Job
@@ -44,8 +46,8 @@ class Plan:
     total: budget.Budget
     mechanisms: dict[str, budget.Mechanism]
     catalogue: catalogue.Catalogue | None
-    release_id: str
     attempt: str
+    ledger_url: str
 
     @property
     def bounding_key(self) -> bytes:
@@ -55,7 +57,7 @@ class Plan:
         return hashlib.blake2b(name.encode(), digest_size=32).digest()
 
     def charge(self) -> dict[str, Any]:
-        """What the ledger writes down: public configuration and noise, nothing from the data."""
+        """What the ledger writes down and the database shows: public configuration and noise, nothing from the data."""
         return {
             "data_set": self.job.job.data_set,
             # The day: how long a job takes is for the operator.
@@ -72,17 +74,50 @@ class Plan:
             "settings": settings(self.job),
         }
 
+    def request(self, key: bytes, digests: dict[str, str], again: str | None) -> ledger.Request:
+        """What the ledger is asked for. The same query of the same data is the same release.
+
+        Args:
+            key: of the pseudonyms.
+            digests: of the files that are read, by path.
+            again: a random name, to have a release that is there already once more.
+        """
+        job, composition = self.job, self.job.privacy.composition
+        items = [] if self.catalogue is None else self.catalogue.table["item_id"].to_pylist()
+        costs = [privacy_filter.gaussian_cost(composition, each.noise_multiplier) for each in self.mechanisms.values()]
+        return ledger.Request(
+            data_set=job.job.data_set,
+            source=contract.source_fingerprint(job),
+            key_fingerprint=contract.key_fingerprint(key),
+            unit=job.privacy.unit,
+            period=job.privacy.period,
+            composition=composition,
+            content={"settings": settings(job), "digests": digests, "items": items, "again": again},
+            window_start=job.window.start,
+            window_end=job.window.end,
+            cost=math.fsum(costs),
+            delta=math.fsum(mechanism.delta for mechanism in self.mechanisms.values()),
+            charge=self.charge(),
+            attempt=self.attempt,
+            job=job.job.name,
+            code_version=importlib.metadata.version("sottovoce"),
+        )
+
 
 def settings(job: config.Job) -> dict[str, Any]:
-    """The keys of the job file that decide what a release says: public, and compared before one is read back."""
+    """The keys of the job file that decide what a release says: public."""
     return {
         "job.data_set": job.job.data_set,
         "window.start": job.window.start.isoformat(),
         "window.end": job.window.end.isoformat(),
-        **{f"source.{key}": getattr(job.source, key) for key in ("event_types", "min_value", "weigh_by_value")},
+        "window.slack_seconds": job.window.slack_seconds,
+        **{
+            f"source.{key}": getattr(job.source, key)
+            for key in ("columns", "event_types", "time_unit", "min_value", "weigh_by_value", "max_skew_seconds")
+        },
         **{
             f"privacy.{key}": getattr(job.privacy, key)
-            for key in ("total_epsilon", "total_delta", "unit", "period", "expected_users")
+            for key in ("total_epsilon", "total_delta", "unit", "period", "composition", "expected_users")
         },
         **{
             f"{section}.{key}": value
@@ -93,33 +128,17 @@ def settings(job: config.Job) -> dict[str, Any]:
     }
 
 
-def check_same(job: config.Job, manifest: dict[str, Any]) -> None:
-    """Makes sure that a published release is what this job asks for, before it is read back.
-
-    Raises:
-        errors.AlreadyReleasedError: it is another one's; names the keys that differ.
-    """
-    released = manifest["settings"]
-    changed = {key: value for key, value in settings(job).items() if value != released[key]}
-    differ = [f"{key} = {value!r}, released with {released[key]!r}" for key, value in changed.items()]
-    if differ:
-        raise errors.AlreadyReleasedError(
-            f"{job.job.store} holds a release that this job doesn't ask for: {'; '.join(differ)}. Use the same keys, another "
-            "job.store, or --new-release, which charges every user once more."
-        )
-
-
 def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
     """Splits the job's budget over its mechanisms."""
     total = budget.Budget(job.privacy.total_epsilon, job.privacy.total_delta)
-    selection_delta = 0.0 if public else total.total_delta * job.selection.delta_share
+    selection_delta = contract.selection_delta(job)
     shares = {
         budget.SELECTION: job.selection.budget_share,
         budget.COUNTS_USERS: job.counts.budget_share / 2,
         budget.COUNTS_EVENTS: job.counts.budget_share / 2,
         budget.COOCCURRENCE: job.cooccurrence.budget_share,
     }
-    sigma = budget.noise_multipliers(total, shares, selection_delta)
+    sigma = budget.noise_multipliers(total, shares, selection_delta, job.privacy.composition)
     l0 = math.sqrt(job.counts.max_partitions_contributed)
     mechanisms = [
         budget.Mechanism(budget.SELECTION, sigma[budget.SELECTION], delta=selection_delta),
@@ -128,9 +147,7 @@ def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
         budget.Mechanism(budget.COOCCURRENCE, sigma[budget.COOCCURRENCE]),
     ]
     by_name = {mechanism.name: mechanism for mechanism in mechanisms}
-    planned = Plan(job, dt.datetime.now(dt.UTC), total, by_name, public, store.new_id(), store.new_id())
-    abandoned = store.Store(job.job.store).abandoned(planned.charge())
-    return dataclasses.replace(planned, release_id=abandoned) if abandoned else planned
+    return Plan(job, dt.datetime.now(dt.UTC), total, by_name, public, store.new_id(), contract.ledger_url(job))
 
 
 def event_rules(job: config.Job, now: dt.datetime) -> decode.EventRules:
@@ -154,21 +171,20 @@ def event_rules(job: config.Job, now: dt.datetime) -> decode.EventRules:
 def build(
     root: beam.Pipeline,
     plan: Plan,
+    request: ledger.Request,
     ingest: events.IngestEvents,
     group: bounding.GroupByUser,
-    allow_another: bool,
 ) -> beam.PCollection[str]:
     """Wires the release. `ingest` is its source; returns the path of the published release (none when refused)."""
     job, store_path = plan.job, str(plan.job.job.store)
     ingested = root | "IngestEvents" >> ingest
     _ = ingested.dead_letters | "WriteDeadLetters" >> beam.io.WriteToText(
-        str(store.Store(store_path).operator("dead_letters") / plan.release_id),
+        str(store.Store(store_path).operator("dead_letters") / plan.attempt),
         file_name_suffix=".jsonl",
         shard_name_template="",
     )
-    grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(
-        store_path, plan.release_id, plan.charge(), job.source.max_malformed_share, allow_another
-    )
+    asked = grant.Asked(plan.ledger_url, request, store_path, job.source.max_malformed_share)
+    grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
     users = ingested.events | "GroupByUser" >> group
     release_items = selection.ReleaseSelection(_selection_params(plan), grants, plan.bounding_key)
     items = users | "ReleaseSelection" >> release_items
@@ -184,14 +200,16 @@ def build(
         "counts": release_counts.report(),
         "cooccurrence": release_pairs.report(),
     }
-    return released | "CommitRelease" >> commit.CommitRelease(store_path, plan.attempt, _manifest(plan, reports), grants)
+    manifest = {**plan.charge(), "reports": reports}
+    return released | "CommitRelease" >> commit.CommitRelease(store_path, plan.ledger_url, plan.attempt, manifest, grants)
 
 
 def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = False) -> Path:
-    """Runs the release job; returns the published release's path.
+    """Runs the release job, or finds that it was done before; returns the published release's path.
 
     Raises:
-        errors.AlreadyReleasedError: the store holds a release and `allow_another` is false.
+        ledger.BudgetRefusedError: the contract doesn't let it through.
+        errors.AlreadyReleasedError: it was published into another store, or another run has it in hand.
         errors.RefusedError: too many rows are malformed.
         sources.SourceError, catalogue.CatalogueError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
     """
@@ -200,19 +218,25 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
 
 
 def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_another: bool) -> Path:
-    kept.check()
+    book = contract.open_ledger(job)
+    releases = book.releases(job.job.data_set)
+    kept.settle(releases)
+    kept.check(releases)
     public = load_catalogue(job)
     _check_memory(job, public)
     planned = plan(job, public)
-    is_retry = any(charge["release_id"] == planned.release_id for charge in kept.ledger())
-    if kept.ledger() and not is_retry and not allow_another:
-        raise errors.AlreadyReleasedError(kept.refusal())
     rules = event_rules(job, planned.now)
     fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
+    key = pseudonym.read_key(job.privacy.key_file)
+    digests = sources.digests(fragments)
+    request = planned.request(key, digests, store.new_id() if allow_another else None)
+    if released := _released(book, request, kept):
+        return released
+    book.check(request)
     ingest = events.IngestEvents(
         fragments,
         rules,
-        pseudonym.read_key(job.privacy.key_file),
+        key,
         _opt_outs(job),
         None if public is None else public.table["item_id"].combine_chunks(),
         [name for name in bounding.BUCKET_EVENTS.names if name != "value" or job.source.weigh_by_value],
@@ -221,13 +245,12 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
         pipeline = beam.Pipeline(options=direct.options(beam_flags))
     except ValueError as error:
         raise config.JobFileError(str(error)) from error
-    log.info("releasing %s of %s from %d file part(s)", planned.release_id, job.job.data_set, len(fragments))
-    kept.discard_attempts(planned.release_id)
+    log.info("releasing %s from %d file part(s)", job.job.data_set, len(fragments))
     buckets = job.runner.buckets or bounding.buckets_for(sum(fragment.rows for fragment in fragments))
     try:
         with kept.spill() as directory, pipeline as root:
             group = bounding.GroupByUser(buckets, job.source.event_types, str(directory) if job.runner.spill else None)
-            build(root, planned, ingest, group, allow_another)
+            build(root, planned, request, ingest, group)
     except (RuntimeError, sources.SourceError) as error:
         # The runner wraps what a worker raised: in a text of its own, or with the step's name after it.
         if "KeyboardInterrupt" in str(error):
@@ -235,16 +258,36 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
         if damaged := re.search(r"(?:.*SourceError: )?(.*damaged\?)", str(error)):
             raise sources.SourceError(damaged[1]) from error
         raise
-    record = kept.run_record(planned.release_id)
+    record = kept.run_record(planned.attempt)
     if record["refused"]:
-        kept.discard_attempts(planned.release_id)
-        if record["exit_code"] == errors.AlreadyReleasedError.exit_code:
-            raise errors.AlreadyReleasedError(record["refused"])
-        raise errors.RefusedError(
-            f"{record['refused']} Dead letters: {kept.operator('dead_letters') / planned.release_id}.jsonl"
-        )
+        kept.discard(planned.attempt)
+        _raise_refusal(record, kept.operator("dead_letters") / f"{planned.attempt}.jsonl")
     log.info("rows by outcome (operator side): %s", record["outcomes"])
-    return kept.release_path(planned.release_id)
+    return kept.release_path(record["release_id"])
+
+
+def _released(book: ledger.Ledger, request: ledger.Request, kept: store.Store) -> Path | None:
+    """The release that the request asks for, if it was published before."""
+    found = book.find(request)
+    if found is None or found.status != ledger.PUBLISHED:
+        return None
+    path = kept.release_path(found.release_id)
+    if not path.exists():
+        raise errors.AlreadyReleasedError(
+            f"{kept.path} doesn't hold release {found.release_id}, which was published and paid for: put that store back. "
+            "Drawing it anew charges every user once more: ask for it with --new-release."
+        )
+    log.info("%s holds this release: reading it back, at no cost", kept.path)
+    return path
+
+
+def _raise_refusal(record: dict[str, Any], dead_letters: Path) -> None:
+    refused, exit_code = record["refused"], record["exit_code"]
+    if exit_code == ledger.BudgetRefusedError.exit_code:
+        raise ledger.BudgetRefusedError(refused)
+    if exit_code == errors.AlreadyReleasedError.exit_code:
+        raise errors.AlreadyReleasedError(refused)
+    raise errors.RefusedError(f"{refused} Dead letters: {dead_letters}")
 
 
 def _check_memory(job: config.Job, public: catalogue.Catalogue | None) -> None:
@@ -326,11 +369,6 @@ def _cooccurrence(
         return cooccurrence.ReleaseCooccurrence(mechanism, items, section.noise)
     # The reference engine has a number here: pipelines.config refuses "auto" for it.
     return reference.ReleaseReferenceCooccurrence(mechanism, items, plan.total, int(section.max_items))
-
-
-def _manifest(plan: Plan, reports: dict[str, str]) -> dict[str, Any]:
-    """What is published beside the tables: public configuration, the charge, and how each number was made."""
-    return {"release_id": plan.release_id, **plan.charge(), "reports": reports}
 
 
 if __name__ == "__main__":

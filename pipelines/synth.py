@@ -68,7 +68,10 @@ def run(directory: Path, users: int, items: int, seed: int) -> None:
         end=(world.end + day).date(),
     )
     (directory / "job.toml").write_text(job, encoding="utf-8")
-    log.info("wrote %s; next: sottovoce key %s/pseudonym.key && sottovoce run %s/job.toml", directory, directory, directory)
+    log.info(
+        "wrote %s; next: sottovoce key %s/pseudonym.key, sottovoce budget init %s/job.toml, sottovoce run %s/job.toml",
+        *[directory] * 4,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data import errors, store, tables
 from models import training
-from pipelines import config, release
+from pipelines import config, contract, release
 from transforms.privacy import budget
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def run(job: config.Job) -> Path:
         errors.NothingThereError: there is no release yet.
     """
     kept = store.Store(job.job.store)
-    published = kept.published()
+    published = kept.published(contract.open_ledger(job).releases(job.job.data_set))
     if not published:
         raise errors.NothingThereError(f"{kept.path} holds no release yet: `sottovoce release` makes one.")
     manifest = published[-1]

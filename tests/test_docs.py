@@ -33,7 +33,16 @@ def clone(tmp_path_factory) -> pathlib.Path:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
     sample = (target / "data/samples/online_retail.toml").read_text()
-    (target / "my_job.toml").write_text(sample.replace("build/retail", "build/mine").replace("pseudonym.key", "my.key"))
+    shutil.copy2(target / "data/samples/online_retail.parquet", target / "mine.parquet")
+    changes = {
+        "build/retail": "build/mine",
+        "pseudonym.key": "my.key",
+        "online-retail": "mine",
+        "data/samples/online_retail.parquet": "mine.parquet",
+    }
+    for old, new in changes.items():
+        sample = sample.replace(old, new)
+    (target / "my_job.toml").write_text(sample)
     return target
 
 
@@ -56,7 +65,7 @@ def test_the_commands_of_the_readme_run(clone, tmp_path):
 def test_every_command_and_macro_is_in_the_readme():
     done = subprocess.run([BIN / "sottovoce", "--help"], capture_output=True, text=True, check=True)
     names = re.findall(r"^    (\w+) ", done.stdout, flags=re.MULTILINE)
-    assert names == ["run", "release", "train", "publish", "query", "key", "synth"]
+    assert names == ["run", "release", "train", "publish", "budget", "query", "key", "synth"]
     for name in names:
         assert f"sottovoce {name}" in README
 

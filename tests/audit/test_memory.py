@@ -57,8 +57,9 @@ def test_the_largest_matrix_is_released_within_the_forecast(tmp_path):
     pq.write_table(pa.table(events), tmp_path / "events.parquet")
     pseudonym.write_key(tmp_path / "pseudonym.key")
     (tmp_path / "job.toml").write_text(JOB.format(directory=tmp_path, n_items=n_items))
-    command = [sys.executable, "-m", "pipelines.release", str(tmp_path / "job.toml")]
-    subprocess.run(command, check=True, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)})
+    for command in (["pipelines.cli", "budget", "init"], ["pipelines.release"]):
+        words = [sys.executable, "-m", *command, str(tmp_path / "job.toml")]
+        subprocess.run(words, check=True, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)})
     # The largest of all child processes until now, in kB.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     assert peak <= cooccurrence.memory_needed(n_items)

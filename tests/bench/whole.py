@@ -43,6 +43,7 @@ total_epsilon = 1.0
 total_delta = 1e-7
 expected_users = {users}
 key_file = "{directory}/pseudonym.key"
+ledger = "sqlite:///{directory}/ledger.sqlite"
 [window]
 start = 2025-01-01
 end = 2025-02-01
@@ -86,9 +87,10 @@ def write(directory: pathlib.Path, events: int, users: int, items: int) -> None:
 
 def run(directory: pathlib.Path) -> dict[str, float]:
     """Runs the job; returns seconds by stage, in all, and gigabytes at the peak."""
+    job, environment = str(directory / "job.toml"), {**os.environ, "XDG_STATE_HOME": str(directory)}
+    subprocess.run([sys.executable, "-m", "pipelines.cli", "budget", "init", job], check=True, env=environment)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "pipelines.cli", "run", str(directory / "job.toml")]
-    environment = {**os.environ, "XDG_STATE_HOME": str(directory)}
+    command = [sys.executable, "-m", "pipelines.cli", "run", job]
     ends: dict[str, float] = {}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr

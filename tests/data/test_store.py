@@ -1,7 +1,5 @@
 import json
-import multiprocessing
 import os
-import pathlib
 import stat
 
 import pyarrow as pa
@@ -10,7 +8,6 @@ import pytest
 
 from data import errors, store
 
-CHARGE = {"data_set": "d", "total_epsilon": 1.0}
 SCHEMA = pa.schema([("item_id", pa.string()), ("value", pa.float64())])
 
 
@@ -19,138 +16,96 @@ def kept(tmp_path) -> store.Store:
     return store.Store(tmp_path / "store")
 
 
-def write_part(kept: store.Store, release_id: str, part: str, *item_ids: str) -> str:
-    path = kept.attempt(release_id, "try") / part
+def write_part(kept: store.Store, attempt: str, part: str, *item_ids: str) -> str:
+    path = kept.attempt(attempt) / part
     path.parent.mkdir(exist_ok=True)
     pq.write_table(pa.table({"item_id": item_ids, "value": [1.0] * len(item_ids)}), path)
     return part
 
 
+def named(release_id: str, attempt: str = "", status: str = "published") -> dict:
+    """A release as the ledger tells of it."""
+    return {"release_id": release_id, "attempt": attempt or f"try-{release_id}", "status": status}
+
+
 def release(kept: store.Store, release_id: str, *item_ids: str) -> None:
-    kept.reserve(release_id, CHARGE, allow_another=True)
-    kept.commit(
-        release_id, "try", {"release_id": release_id, "parts": [write_part(kept, release_id, "items/a.parquet", *item_ids)]}
-    )
+    attempt = f"try-{release_id}"
+    part = write_part(kept, attempt, "items/a.parquet", *item_ids)
+    kept.finish(attempt, {"release_id": release_id, "parts": [part]})
+    kept.show(release_id, attempt)
 
 
 def test_a_new_store_is_empty_and_reading_it_writes_nothing(kept):
-    assert (kept.ledger(), kept.published(), kept.latest_model(), kept.abandoned(CHARGE)) == ([], [], None, None)
+    kept.check([])
+    assert (kept.published([named("a")]), kept.latest_model()) == ([], None)
     assert not kept.path.exists()
 
 
-def test_a_reservation_is_written_before_anything_is_published(kept):
-    kept.reserve("a", CHARGE, allow_another=False)
-    assert kept.ledger() == [{"release_id": "a", "status": "reserved", **CHARGE}]
-    assert kept.published() == []
-
-
-@pytest.mark.parametrize("allow_another", [False, True])
-def test_reserving_the_same_release_again_changes_nothing(kept, allow_another):
-    kept.reserve("a", CHARGE, allow_another=False)
-    kept.reserve("a", {"data_set": "other"}, allow_another)
-    assert kept.ledger() == [{"release_id": "a", "status": "reserved", **CHARGE}]
-
-
-def test_a_second_release_is_refused_even_if_the_first_was_never_published(kept):
-    kept.reserve("a", CHARGE, allow_another=False)
-    with pytest.raises(errors.AlreadyReleasedError, match=r"store .* 1 release\(s\) already.*--new-release"):
-        kept.reserve("b", CHARGE, allow_another=False)
-    assert [entry["release_id"] for entry in kept.ledger()] == ["a"]
-
-
-def test_a_second_release_may_be_allowed(kept):
-    kept.reserve("a", CHARGE, allow_another=False)
-    kept.reserve("b", CHARGE, allow_another=True)
-    assert [entry["release_id"] for entry in kept.ledger()] == ["a", "b"]
-
-
-def test_a_release_is_seen_whole_from_its_commit_on(kept):
-    kept.reserve("a", CHARGE, allow_another=False)
-    part = write_part(kept, "a", "items/one.parquet", "x")
-    assert kept.published() == []
+def test_a_release_is_seen_whole_from_the_moment_it_is_shown(kept):
+    part = write_part(kept, "try", "items/one.parquet", "x")
     manifest = {"release_id": "a", "parts": [part]}
-    assert kept.commit("a", "try", manifest) == kept.release_path("a")
-    assert kept.published() == [manifest]
-    assert kept.ledger() == [{"release_id": "a", "status": "published", **CHARGE}]
+    kept.finish("try", manifest)
+    assert kept.published([named("a")]) == []
+    assert kept.show("a", "try") == kept.release_path("a")
+    assert kept.published([named("a")]) == [manifest]
     assert kept.read_table(manifest, "items", SCHEMA).to_pylist() == [{"item_id": "x", "value": 1.0}]
 
 
-def test_committing_one_release_leaves_the_others_reserved(kept):
-    kept.reserve("a", CHARGE, allow_another=False)
-    release(kept, "b", "x")
-    assert [(entry["release_id"], entry["status"]) for entry in kept.ledger()] == [("a", "reserved"), ("b", "published")]
-
-
 def test_published_releases_come_in_the_ledgers_order(kept):
-    for release_id in ("b", "c", "a"):
+    for release_id in "abc":
         release(kept, release_id)
-    assert [manifest["release_id"] for manifest in kept.published()] == ["b", "c", "a"]
+    assert [manifest["release_id"] for manifest in kept.published([named(name) for name in "bca"])] == ["b", "c", "a"]
 
 
-def test_a_release_that_the_ledger_does_not_know_is_not_published(kept):
-    kept.commit("a", "try", {"release_id": "a", "parts": []})
-    assert kept.published() == []
-
-
-def test_a_retried_commit_finishes_what_a_crash_left(kept):
+@pytest.mark.parametrize("ledger", [[], [named("a", status="reserved")]], ids=["unknown", "reserved"])
+def test_a_release_that_the_ledger_does_not_call_published_is_refused_and_not_read(kept, ledger):
     release(kept, "a", "x")
-    [manifest] = kept.published()
-    kept._write_ledger([{"release_id": "a", "status": "reserved", **CHARGE}])  # The crash came before this was replaced.
-    assert kept.commit("a", "try", manifest) == kept.release_path("a")
-    assert kept.ledger() == [{"release_id": "a", "status": "published", **CHARGE}]
+    assert kept.published(ledger) == []
+    with pytest.raises(errors.BadInputError, match=r"1 release\(s\) there are not in the ledger"):
+        kept.check(ledger)
 
 
 def test_parts_that_the_manifest_does_not_name_are_gone(kept):
     """They may hold a second draw of noise."""
-    write_part(kept, "a", "items/left-by-a-retry.parquet", "wrong")
-    parts = [write_part(kept, "a", f"items/{name}.parquet", name) for name in ("1", "2")]
-    other = write_part(kept, "a", "items_of_another_table/1.parquet", "wrong")
+    write_part(kept, "try", "items/left-by-a-retry.parquet", "wrong")
+    parts = [write_part(kept, "try", f"items/{name}.parquet", name) for name in ("1", "2")]
+    other = write_part(kept, "try", "items_of_another_table/1.parquet", "wrong")
     manifest = {"release_id": "a", "parts": [*parts, other]}
-    kept.commit("a", "try", manifest)
+    kept.finish("try", manifest)
+    kept.show("a", "try")
     assert kept.read_table(manifest, "items", SCHEMA)["item_id"].to_pylist() == ["1", "2"]
     assert sorted(path.name for path in (kept.release_path("a") / "items").iterdir()) == ["1.parquet", "2.parquet"]
 
 
-def test_of_several_attempts_the_first_wins_and_the_others_are_deleted(kept):
-    loser = kept.attempt("a", "slow")
+def test_showing_again_changes_nothing(kept):
     release(kept, "a", "x")
-    assert not loser.exists()
-    kept.attempt("a", "slower")
-    kept.commit("a", "slower", {"release_id": "a", "parts": []})
+    kept.attempt("slower")
+    assert kept.show("a", "slower") == kept.release_path("a")
+    assert kept.published([named("a")])[0]["parts"] == ["items/a.parquet"]
+
+
+def test_what_a_crash_left_is_shown_where_the_ledger_names_it_and_deleted_elsewhere(kept):
+    for attempt in ("try-a", "loser"):
+        part = write_part(kept, attempt, "items/a.parquet", attempt)
+        kept.finish(attempt, {"release_id": "a", "parts": [part]})
+    write_part(kept, "try-b", "items/half.parquet", "x")
+    kept.settle([named("a"), named("b", status="reserved")])
     assert [path.name for path in (kept.path / "releases").iterdir()] == ["a"]
-    assert kept.published()[0]["parts"] == ["items/a.parquet"]
+    [manifest] = kept.published([named("a")])
+    assert kept.read_table(manifest, "items", SCHEMA)["item_id"].to_pylist() == ["try-a"]
 
 
-def test_an_attempt_is_for_the_owner_alone_until_it_is_published(kept):
-    assert stat.S_IMODE(kept.attempt("a", "try").stat().st_mode) == 0o700
+def test_a_discarded_attempt_is_gone(kept):
+    write_part(kept, "try", "items/a.parquet", "x")
+    kept.discard("try")
+    kept.discard("never there")
+    assert list((kept.path / "releases").iterdir()) == []
+
+
+def test_an_attempt_is_for_the_owner_alone_until_it_is_shown(kept):
+    assert stat.S_IMODE(kept.attempt("try").stat().st_mode) == 0o700
     release(kept, "a", "x")
     assert stat.S_IMODE(kept.release_path("a").stat().st_mode) == 0o755
-
-
-@pytest.mark.parametrize(
-    ("charge", "found"),
-    [({**CHARGE, "created": "later"}, "a"), ({**CHARGE, "total_epsilon": 2.0}, None)],
-    ids=["the same", "another budget"],
-)
-def test_an_unpublished_charge_serves_a_retry_of_the_same_job(kept, charge, found):
-    kept.reserve("a", {**CHARGE, "created": "now"}, allow_another=False)
-    assert kept.abandoned(charge) == found
-    kept.commit("a", "try", {"release_id": "a", "parts": []})
-    assert kept.abandoned(charge) is None
-
-
-def test_a_store_whose_ledger_is_lost_is_refused(kept):
-    release(kept, "a", "x")
-    (kept.path / "privacy_ledger.json").unlink()
-    with pytest.raises(errors.BadInputError, match=r"1 release\(s\) there are not in privacy_ledger\.json"):
-        kept.reserve("b", CHARGE, allow_another=True)
-
-
-def test_a_broken_ledger_is_named(kept):
-    kept.make()
-    (kept.path / "privacy_ledger.json").write_text("[{")
-    with pytest.raises(errors.BadInputError, match=r"privacy_ledger\.json can't be read"):
-        kept.ledger()
 
 
 def test_a_store_that_cannot_be_a_directory_is_named(tmp_path):
@@ -173,12 +128,14 @@ def test_a_table_without_parts_is_empty(kept):
 def test_parts_are_cast_to_the_asked_schema(kept):
     release(kept, "a", "x")
     wanted = pa.schema([("item_id", pa.large_string()), ("value", pa.float32())])
-    assert kept.read_table(kept.published()[0], "items", wanted) == pa.table({"item_id": ["x"], "value": [1.0]}).cast(wanted)
+    assert kept.read_table(kept.published([named("a")])[0], "items", wanted) == pa.table(
+        {"item_id": ["x"], "value": [1.0]}
+    ).cast(wanted)
 
 
 def test_an_attempt_keeps_what_it_has(kept):
-    write_part(kept, "a", "items/a.parquet", "x")
-    assert [path.name for path in kept.attempt("a", "try").iterdir()] == ["items"]
+    write_part(kept, "try", "items/a.parquet", "x")
+    assert [path.name for path in kept.attempt("try").iterdir()] == ["items"]
 
 
 def test_models_are_numbered_and_the_newest_is_read(kept):
@@ -209,11 +166,8 @@ def test_leftovers_of_a_crash_do_not_matter(kept):
     kept.add_model({}, {})
     write_part(kept, "b", "items/half.parquet", "wrong")
     (kept.path / "models" / ".leftover" / "model").mkdir(parents=True)
-    (kept.path / ".tmp-half-a-ledger").write_text('[{"release_')
-    assert [manifest["release_id"] for manifest in kept.published()] == ["a"]
+    assert [manifest["release_id"] for manifest in kept.published([named("a")])] == ["a"]
     assert kept.add_model({}, {}) == kept.latest_model() == kept.path / "models" / "2"
-    with pytest.raises(errors.AlreadyReleasedError):
-        kept.reserve("b", CHARGE, allow_another=False)
 
 
 def test_only_the_owner_may_enter_the_operators_corner(kept):
@@ -245,38 +199,6 @@ def test_json_is_replaced_whole(tmp_path):
 
 def test_ids_are_random():
     assert len({store.new_id() for _ in range(100)}) == 100
-
-
-def _reserve(path: pathlib.Path, release_id: str, allow_another: bool, barrier, results) -> None:
-    barrier.wait()
-    try:
-        store.Store(path).reserve(release_id, CHARGE, allow_another)
-        results.put(release_id)
-    except errors.AlreadyReleasedError:
-        results.put(None)
-
-
-def race(path: pathlib.Path, allow_another: bool) -> list[str | None]:
-    """Lets processes reserve at once; returns the ids of those that could."""
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(4), context.Queue()
-    arguments = [(path, str(n), allow_another, barrier, results) for n in range(4)]
-    processes = [context.Process(target=_reserve, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return sorted(filter(None, (results.get(timeout=10) for _ in processes)))
-
-
-def test_of_processes_that_reserve_at_once_exactly_one_wins(kept):
-    [winner] = race(kept.path, allow_another=False)
-    assert [entry["release_id"] for entry in kept.ledger()] == [winner]
-
-
-def test_no_reservation_is_lost_when_several_are_allowed(kept):
-    assert race(kept.path, allow_another=True) == ["0", "1", "2", "3"]
-    assert sorted(entry["release_id"] for entry in kept.ledger()) == ["0", "1", "2", "3"]
 
 
 def test_what_waits_on_disk_is_for_the_owner_alone_and_goes_with_the_run(kept):

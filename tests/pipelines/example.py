@@ -3,7 +3,8 @@
 import pathlib
 from collections.abc import Sequence
 
-from pipelines import config
+from data import store
+from pipelines import config, contract
 from transforms.ingest import pseudonym
 
 HEADER = "event_id,privacy_id,item_id,event_type,value,event_time,arrival_time"
@@ -25,6 +26,7 @@ total_epsilon = {epsilon}
 total_delta = 1e-6
 expected_users = 1000
 key_file = "{directory}/pseudonym.key"
+ledger = "sqlite:///{directory}/ledger.sqlite"
 [window]
 start = 2025-01-01
 end = 2025-02-01
@@ -60,5 +62,18 @@ def write_job(directory: pathlib.Path, lines: Sequence[str], epsilon: float = EX
 
 
 def load(path: pathlib.Path, *flags: str) -> config.Job:
-    """Reads the job file that `write_job` wrote."""
-    return config.load(path, flags)[0]
+    """Reads the job file that `write_job` wrote; the first time, its budget becomes the contract."""
+    job = config.load(path, flags)[0]
+    if contract.open_ledger(job).contract(job.job.data_set) is None:
+        contract.init(job)
+    return job
+
+
+def charges(job: config.Job) -> list[dict]:
+    """What was reserved for the job's data set, oldest first."""
+    return contract.open_ledger(job).releases(job.job.data_set)
+
+
+def published(job: config.Job) -> list[dict]:
+    """The manifests of the releases in the job's store."""
+    return store.Store(job.job.store).published(charges(job))

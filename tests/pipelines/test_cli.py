@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import store
-from pipelines import cli, config
+from pipelines import cli, config, contract
 from transforms.ingest import pseudonym
 
 JOB = """\
@@ -43,7 +43,12 @@ def here(tmp_path, monkeypatch) -> pathlib.Path:
     (tmp_path / "job.toml").write_text(JOB)
     (tmp_path / "events.csv").write_text(HEADER + "ann,x,2025-01-02\nbob,x,2025-01-02\n")
     pseudonym.write_key(tmp_path / "user.key")
+    assert cli.main(["budget", "init", "job.toml"]) == 0
     return tmp_path
+
+
+def charges() -> list[dict]:
+    return contract.open_ledger(config.load(pathlib.Path("job.toml"))[0]).releases("shop")
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
@@ -101,7 +106,7 @@ def test_a_missing_job_file_exits_with_2(capsys, command):
 )
 def test_unusable_input_exits_with_3_and_spends_nothing(capsys, flags, message):
     assert run(capsys, "release", "job.toml", *flags) == (3, message)
-    assert store.Store("store").ledger() == []
+    assert charges() == []
 
 
 def test_a_missing_catalogue_exits_with_3(capsys):
@@ -129,11 +134,18 @@ def test_settings_that_contradict_each_other_exit_with_2(capsys, flags):
     assert run(capsys, "release", "job.toml", *flags)[0] == 2
 
 
-def test_a_store_that_holds_a_release_exits_with_4(capsys):
-    store.Store("store").reserve("a", {}, allow_another=False)
+def test_a_release_whose_store_is_gone_exits_with_4(here, capsys):
+    assert cli.main(["release", "job.toml"]) == 0
+    (here / "store").rename(here / "elsewhere")
+    capsys.readouterr()
     code, message = run(capsys, "release", "job.toml")
-    assert (code, message) == (4, f"sottovoce: {store.Store('store').refusal()}\n")
-    assert "--new-release" in message
+    assert (code, "put that store back" in message, "--new-release" in message) == (4, True, True)
+
+
+def test_a_release_beyond_the_contract_exits_with_7_and_spends_nothing(capsys):
+    code, message = run(capsys, "release", "job.toml", "--privacy.total_epsilon", "1.5")
+    assert (code, "asks for" in message) == (7, True)
+    assert charges() == []
 
 
 def test_too_many_malformed_rows_exit_with_5_and_spend_nothing(here, capsys):
@@ -147,8 +159,8 @@ def test_too_many_malformed_rows_exit_with_5_and_spend_nothing(here, capsys):
         f"Dead letters: {letters}\n",
     )
     assert [json.loads(line)["row"] for line in letters.read_text().splitlines()] == [2]
-    assert (kept.ledger(), kept.published()) == ([], [])
-    assert {path.name for path in here.joinpath("store").iterdir()} <= {"operator", ".lock", ".running"}
+    assert charges() == []
+    assert {path.name for path in here.joinpath("store").iterdir()} <= {"operator", ".lock", ".running", "releases"}
 
 
 def test_a_refused_release_shows_no_payload(here, capfd):

@@ -68,6 +68,8 @@ def test_a_least_job_file_gets_the_defaults(path):
             "total_delta": 1e-6,
             "unit": "user",
             "period": "lifetime",
+            "composition": "gaussian",
+            "ledger": None,
             "expected_users": 4000,
             "allow_large_delta": False,
             "key_file": None,

@@ -1,8 +1,11 @@
 """The release job as a whole: what it counts, what nobody can do to others, and what it charges."""
 
+import contextlib
 import datetime as dt
 import json
 import math
+import shutil
+import sqlite3
 
 import dp_accounting
 import numpy as np
@@ -12,9 +15,10 @@ import pytest
 from dp_accounting import pld
 from scipy import stats
 
-from data import database, errors, store, tables
-from pipelines import cli, config, release
-from tests.pipelines.example import load, view, write_job
+from data import database, errors, ledger, store, tables
+from pipelines import cli, config, contract, release
+from tests.pipelines.example import EXACT, charges, load, published, view, write_job
+from transforms.ingest import pseudonym
 from transforms.privacy import budget
 from transforms.release import cooccurrence
 
@@ -31,7 +35,7 @@ def released(job) -> dict[str, dict]:
     """Runs the job; its tables as rounded figures by key."""
     release.run(job)
     kept = store.Store(job.job.store)
-    [manifest] = kept.published()
+    [manifest] = published(job)
     items = kept.read_table(manifest, "items", tables.ITEMS).sort_by("position")["item_id"].to_pylist()
     counts = kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
     pairs = kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS).to_pylist()
@@ -133,31 +137,59 @@ def test_too_many_malformed_rows_stop_the_job_before_anything_is_spent(tmp_path)
     job = load(write_job(tmp_path, [view("ann", "a"), view("", "a"), view("", "a")]))
     with pytest.raises(errors.RefusedError, match=r"66\.67% of the rows are malformed"):
         release.run(job)
-    kept = store.Store(job.job.store)
-    assert kept.ledger() == []
-    assert kept.published() == []
+    assert (charges(job), published(job)) == ([], [])
     assert not (job.job.store / "releases").exists()
 
 
 def test_a_crashed_release_is_finished_by_the_same_job_at_no_further_cost(tmp_path, monkeypatch):
     job = load(write_job(tmp_path, EVERYBODY))
     with monkeypatch.context() as crash:
-        crash.setattr(store.Store, "commit", lambda *_: 1 / 0)
+        crash.setattr(store.Store, "finish", lambda *_: 1 / 0)
         with pytest.raises(Exception, match="division by zero"):
             release.run(job)
-    kept = store.Store(job.job.store)
-    [charge] = kept.ledger()
-    assert charge["status"] == "reserved"
-    with pytest.raises(errors.AlreadyReleasedError, match="0 of them published"):
-        release.run(load(tmp_path / "job.toml", "--privacy.total_epsilon", "2"))
+    [charge] = charges(job)
+    assert (charge["status"], published(job)) == ("reserved", [])
     release.run(job)
-    assert kept.ledger() == [{**charge, "status": "published"}]
+    [again] = charges(job)
+    assert again == {**charge, "status": "published", "fence": 2, "attempt": again["attempt"]}
     assert [path.name for path in (job.job.store / "releases").iterdir()] == [charge["release_id"]]
 
 
-def test_a_private_selection_that_nothing_passes_still_becomes_a_database(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+def test_a_crash_between_ledger_and_rename_is_settled_by_the_next_run(tmp_path, monkeypatch):
+    """The ledger has named the attempt: that one is shown, and nothing is drawn again."""
+    job = load(write_job(tmp_path, EVERYBODY))
+    with monkeypatch.context() as crash:
+        crash.setattr(store.Store, "show", lambda *_: 1 / 0)
+        with pytest.raises(Exception, match="division by zero"):
+            release.run(job)
+    assert ([charge["status"] for charge in charges(job)], published(job)) == (["published"], [])
+    release.run(job)
+    [charge] = charges(job)
+    assert [path.name for path in (job.job.store / "releases").iterdir()] == [charge["release_id"]]
+    assert charge["fence"] == 1
+
+
+def test_a_run_that_was_overtaken_publishes_nothing(tmp_path, monkeypatch):
+    """Another run is granted the release while this one draws: the fence has moved on."""
+    job = load(write_job(tmp_path, EVERYBODY))
+    finish = store.Store.finish
+
+    def overtaken(kept, attempt, manifest):
+        [charge] = charges(job)
+        with contextlib.closing(sqlite3.connect(contract.ledger_url(job).removeprefix("sqlite:///"))) as connection:
+            connection.execute("update releases set fence = ?, attempt = 'other'", (charge["fence"] + 1,))
+            connection.commit()
+        finish(kept, attempt, manifest)
+
+    monkeypatch.setattr(store.Store, "finish", overtaken)
+    with pytest.raises(Exception, match="another run has taken this release over"):
+        release.run(job)
+    assert list((job.job.store / "releases").iterdir()) == []
+
+
+def test_a_private_selection_that_nothing_passes_still_becomes_a_database(tmp_path):
     path = write_job(tmp_path, EVERYBODY, epsilon=0.1, catalogue=False)
+    load(path)
     assert cli.main(["run", str(path)]) == 0
     with database.connect(tmp_path / "store") as connection:
         assert connection.sql("select count(*) from items").fetchall() == [(0,)]
@@ -177,14 +209,14 @@ def test_a_damaged_file_is_named_and_costs_nothing(tmp_path):
     job = load(tmp_path / "job.toml", "--source.kind=parquet", "--source.paths", f'["{file}"]')
     with pytest.raises(errors.BadInputError, match=r"events\.parquet can't be read to its end \(\w+\): is it damaged\?$"):
         release.run(job)
-    assert store.Store(job.job.store).ledger() == []
+    assert charges(job) == []
 
 
 def test_a_matrix_that_memory_cannot_hold_is_refused_before_anything_is_spent(tmp_path, caplog):
     path = write_job(tmp_path, EVERYBODY)
     with pytest.raises(config.JobFileError, match=r"a matrix of 4 items needs 1\.1 GB .* at most 0"):
         release.run(load(path, "--runner.memory_gb", "1"))
-    assert store.Store(load(path).job.store).ledger() == []
+    assert charges(load(path)) == []
     with caplog.at_level("INFO"):
         release.run(load(path, "--runner.memory_gb", "1.2"))
     assert "up to 4 items in the matrix: 1.1 GB of memory beside the events, of 1.2 GB" in caplog.messages
@@ -202,22 +234,79 @@ def test_the_noise_of_the_blocks_may_be_pipelinedps(tmp_path):
     assert nonzero(found["pairs"]) == {("a", "a"): 1.2, ("a", "b"): 0.4, ("b", "b"): 0.8, ("c", "c"): 1.0}
 
 
-def test_a_second_release_must_be_asked_for_and_is_charged(tmp_path):
+def test_the_same_release_is_read_back_and_another_must_be_asked_for_and_paid(tmp_path):
     job = load(write_job(tmp_path, EVERYBODY))
-    release.run(job)
-    with pytest.raises(errors.AlreadyReleasedError, match="--new-release"):
-        release.run(job)
+    assert release.run(job) == release.run(job)
+    with pytest.raises(ledger.BudgetRefusedError, match=r"has 0\.0% left, and this release asks for 100\.0% of it"):
+        release.run(job, allow_another=True)
+    contract.grant(job, 3 * EXACT, None, "a test")
     release.run(job, allow_another=True)
-    kept = store.Store(job.job.store)
-    assert [charge["status"] for charge in kept.ledger()] == ["published", "published"]
-    assert len(kept.published()) == 2
+    assert [charge["status"] for charge in charges(job)] == ["published", "published"]
+    assert len(published(job)) == 2
+
+
+@pytest.mark.parametrize("change", ["events", "query"])
+def test_changed_data_or_another_query_is_a_new_release_and_pays(tmp_path, change):
+    path = write_job(tmp_path, EVERYBODY, epsilon=0.5)
+    load(path, "--privacy.total_epsilon=1")
+    release.run(load(path))
+    flags = ["--counts.max_partitions_contributed=2"] if change == "query" else []
+    if change == "events":
+        write_job(tmp_path, EVERYBODY[1:], epsilon=0.5)
+    release.run(load(path, *flags))
+    assert len(charges(load(path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--privacy.total_epsilon=3"], "asks for"),
+        (["--job.name=other", "--privacy.total_epsilon=1.1"], "asks for"),
+        (["--privacy.period=month"], "privacy.period = 'month', not 'lifetime'"),
+        (["--privacy.composition=zcdp"], "privacy.composition = 'zcdp', not 'gaussian'"),
+        (["--job.data_set=other"], "'other' has no contract"),
+        (["--source.paths", '["{directory}/more/*.csv"]'], "stands for another source"),
+        (["--privacy.key_file", "{directory}/new.key"], "was begun with another pseudonym key"),
+    ],
+    ids=["flag", "job name", "period", "composition", "data set", "moved source", "new key"],
+)
+def test_no_job_raises_its_own_budget(tmp_path, flags, message):
+    path = write_job(tmp_path, EVERYBODY, epsilon=1.0)
+    load(path)
+    pseudonym.write_key(tmp_path / "new.key")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "events.csv").write_text((tmp_path / "events.csv").read_text())
+    job, _ = config.load(path, [flag.format(directory=tmp_path) for flag in flags])
+    with pytest.raises(ledger.BudgetRefusedError, match=message):
+        release.run(job)
+    assert charges(load(path)) == []
+
+
+@pytest.mark.parametrize("store_is", ["deleted", "moved"])
+def test_neither_a_deleted_nor_another_store_brings_budget_back(tmp_path, store_is):
+    path = write_job(tmp_path, EVERYBODY, epsilon=1.0)
+    release.run(load(path))
+    flags = ["--job.store", str(tmp_path / "elsewhere")] if store_is == "moved" else []
+    if store_is == "deleted":
+        shutil.rmtree(tmp_path / "store")
+    with pytest.raises(errors.AlreadyReleasedError, match="put that store back"):
+        release.run(load(path, *flags))
+    with pytest.raises(ledger.BudgetRefusedError, match=r"has 0\.0% left"):
+        release.run(load(path, *flags), allow_another=True)
+
+
+def test_a_store_whose_ledger_is_lost_is_refused(tmp_path):
+    path = write_job(tmp_path, EVERYBODY)
+    release.run(load(path))
+    with pytest.raises(errors.BadInputError, match=r"1 release\(s\) there are not in the ledger"):
+        release.run(load(path, "--privacy.ledger", f"sqlite:///{tmp_path}/new.sqlite"))
 
 
 @pytest.mark.parametrize("catalogue", [True, False], ids=["public partitions", "private partitions"])
 def test_the_ledger_agrees_with_an_independent_accountant(tmp_path, catalogue):
     job = load(write_job(tmp_path, EVERYBODY, epsilon=1.0, catalogue=catalogue))
     release.run(job)
-    [charge] = store.Store(job.job.store).ledger()
+    charge = charges(job)[0]["charge"]
     composed = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     for mechanism in charge["mechanisms"]:
         assert mechanism["noise_sd"] == mechanism["noise_multiplier"] * mechanism["l2_sensitivity"]
@@ -236,7 +325,7 @@ def noise_alone(tmp_path_factory) -> tuple[dict[str, float], dict[str, np.ndarra
     job = load(path, "--cooccurrence.max_items", "400")
     release.run(job)
     kept = store.Store(job.job.store)
-    [charge], [manifest] = kept.ledger(), kept.published()
+    charge, [manifest] = charges(job)[0]["charge"], published(job)
     counts = kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS)
     pairs = kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS)
     is_diagonal = pairs["row"].to_numpy() == pairs["col"].to_numpy()
@@ -287,7 +376,7 @@ def test_nothing_computed_exactly_from_events_is_published(tmp_path):
     for lines in ([], EVERYBODY):
         job = load(write_job(tmp_path / str(len(lines)), lines, epsilon=1.0))
         release.run(job)
-        [manifest] = store.Store(job.job.store).published()
+        [manifest] = published(job)
         manifests.append({k: v for k, v in manifest.items() if k not in ("release_id", "parts")})
         assert sorted({part.split("/")[0] for part in manifest["parts"]}) == ["item_counts", "item_pairs", "items"]
         assert len(manifest["parts"]) == 3

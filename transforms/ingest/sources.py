@@ -6,6 +6,7 @@ A row that can't be decoded stays a row, with its problem and its raw text besid
 import codecs
 import csv
 import dataclasses
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -76,6 +77,18 @@ def find_fragments(kind: Kind, patterns: Sequence[str], columns: Sequence[str]) 
                 raise SourceError(f"{file.path} is empty (0 bytes). An empty data set still has a header or a schema.")
             fragments.extend(_fragments_of(kind, file.path, columns, file.size_in_bytes // _TEXT_BYTES_A_ROW))
     return fragments
+
+
+def digests(fragments: Sequence[Fragment]) -> dict[str, str]:
+    """Returns each file's SHA-256 as hex digits: the operator's side of what a release is of."""
+    found = {}
+    for path in dict.fromkeys(fragment.path for fragment in fragments):
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            digest = hashlib.sha256()
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        found[path] = digest.hexdigest()
+    return found
 
 
 def _fragments_of(kind: Kind, path: str, columns: Sequence[str], text_rows: int) -> list[Fragment]:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from dp_accounting import gaussian_mechanism
+from transforms.privacy import filter as privacy_filter
 
 SELECTION = "selection"
 COUNTS_USERS = "counts.users"
@@ -53,13 +53,19 @@ class Budget:
             raise ValueError(f"Budget: total_delta must be in (0, 1), not {self.total_delta}.")
 
 
-def noise_multipliers(budget: Budget, shares: Mapping[str, float], selection_delta: float = 0.0) -> dict[str, float]:
+def noise_multipliers(
+    budget: Budget,
+    shares: Mapping[str, float],
+    selection_delta: float = 0.0,
+    composition: privacy_filter.Composition = "gaussian",
+) -> dict[str, float]:
     """Splits a budget: the noise multiplier of each Gaussian mechanism, by its share of 1/sigma^2.
 
     Args:
         budget: of the whole release.
         shares: by mechanism, positive, adding up to 1.
         selection_delta: the part of total_delta that private partition selection spends beside its Gaussian.
+        composition: the contract's, whose filter the release must pass.
 
     Raises:
         ValueError: shares that aren't positive or don't add up to 1, or a selection_delta outside [0, total_delta).
@@ -70,7 +76,8 @@ def noise_multipliers(budget: Budget, shares: Mapping[str, float], selection_del
         raise ValueError(
             f"noise_multipliers: selection_delta must be in [0, total_delta = {budget.total_delta}), not {selection_delta}."
         )
-    # The analytic Gaussian mechanism (Balle and Wang 2018, equation 6), rounded up by a hair against the root finder's
-    # own tolerance.
-    sigma = gaussian_mechanism.get_sigma_gaussian(budget.total_epsilon, budget.total_delta - selection_delta)
+    # For "gaussian" the analytic Gaussian mechanism (Balle and Wang 2018, equation 6). Rounded up by a hair against the root
+    # finder's own tolerance, and so that shares add up to less than the whole.
+    capacity = privacy_filter.capacity(composition, budget.total_epsilon, budget.total_delta - selection_delta)
+    sigma = math.sqrt(privacy_filter.gaussian_cost(composition, 1.0) / capacity)
     return {name: sigma * (1 + 1e-9) / math.sqrt(share) for name, share in shares.items()}

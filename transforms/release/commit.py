@@ -1,4 +1,4 @@
-"""A release becomes visible once and whole: tables into an attempt, then one rename."""
+"""A release becomes visible once and whole: tables into an attempt, then the ledger names it, then one rename."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,12 +7,12 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import store
+from data import errors, ledger, store
 
 
-def write_part(table: pa.Table, name: str, store_path: str, release_id: str, attempt: str) -> str:
+def write_part(table: pa.Table, name: str, store_path: str, attempt: str) -> str:
     """Writes a part of a table into the attempt; returns the file's name there."""
-    directory = store.Store(store_path).attempt(release_id, attempt) / name
+    directory = store.Store(store_path).attempt(attempt) / name
     directory.mkdir(exist_ok=True)
     part = f"{name}/{store.new_id()}.parquet"
     pq.write_table(table, directory.parent / part)
@@ -20,11 +20,28 @@ def write_part(table: pa.Table, name: str, store_path: str, release_id: str, att
 
 
 def commit(
-    parts: Iterable[str], grants: Iterable[str], store_path: str, attempt: str, manifest: Mapping[str, Any]
+    parts: Iterable[str],
+    grants: Iterable[ledger.Grant],
+    store_path: str,
+    ledger_url: str,
+    attempt: str,
+    manifest: Mapping[str, Any],
 ) -> list[str]:
-    """Publishes the attempt whose parts are given; nothing for a refused release."""
-    listed = sorted(parts)
-    return [str(store.Store(store_path).commit(grant, attempt, {**manifest, "parts": listed})) for grant in grants]
+    """Publishes the attempt whose parts are given; nothing for a refused release.
+
+    Raises:
+        errors.AlreadyReleasedError: another run was granted the release since; this one's tables are deleted unread.
+    """
+    kept, shown = store.Store(store_path), []
+    for grant in grants:
+        if kept.release_path(grant.release_id).exists():  # this step, begun again
+            return [str(kept.release_path(grant.release_id))]
+        kept.finish(attempt, {"release_id": grant.release_id, **manifest, "parts": sorted(parts)})
+        if not ledger.Ledger(ledger_url).publish(grant.release_id, grant.fence, attempt):
+            kept.discard(attempt)
+            raise errors.AlreadyReleasedError("another run has taken this release over; nothing of this one was published.")
+        shown.append(str(kept.show(grant.release_id, attempt)))
+    return shown
 
 
 class CommitRelease(beam.PTransform):
@@ -33,15 +50,21 @@ class CommitRelease(beam.PTransform):
     Manifests name the parts that count: a part that a retry left behind is never read.
     """
 
-    def __init__(self, store_path: str, attempt: str, manifest: Mapping[str, Any], grants: beam.PCollection[str]):
+    def __init__(
+        self,
+        store_path: str,
+        ledger_url: str,
+        attempt: str,
+        manifest: Mapping[str, Any],
+        grants: beam.PCollection[ledger.Grant],
+    ):
         super().__init__()
-        self._store_path, self._attempt, self._manifest, self._grants = store_path, attempt, manifest, grants
+        self._store_path, self._ledger_url, self._attempt = store_path, ledger_url, attempt
+        self._manifest, self._grants = manifest, grants
 
     def expand(self, released: Mapping[str, beam.PCollection[pa.Table]]) -> beam.PCollection[str]:
-        release_id = self._manifest["release_id"]
         written = [
-            tables
-            | f"Write_{name}" >> beam.Map(write_part, name, self._store_path, release_id, self._attempt).with_output_types(str)
+            tables | f"Write_{name}" >> beam.Map(write_part, name, self._store_path, self._attempt).with_output_types(str)
             for name, tables in released.items()
         ]
         return (
@@ -50,6 +73,11 @@ class CommitRelease(beam.PTransform):
             | "Parts" >> beam.combiners.ToList()
             | "Commit"
             >> beam.FlatMap(
-                commit, beam.pvalue.AsIter(self._grants), self._store_path, self._attempt, self._manifest
+                commit,
+                beam.pvalue.AsIter(self._grants),
+                self._store_path,
+                self._ledger_url,
+                self._attempt,
+                self._manifest,
             ).with_output_types(str)
         )

@@ -1,56 +1,60 @@
 """No noise before its charge is written: the step between counting malformed rows and releasing."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import apache_beam as beam
 
-from data import errors, store
+from data import errors, ledger, store
 from transforms.ingest import decode
 
 
-def reserve(
-    outcomes: dict[str, int],
-    store_path: str,
-    release_id: str,
-    charge: dict[str, Any],
-    max_malformed_share: float,
-    allow_another: bool,
-) -> Iterator[str]:
-    """Writes the charge into the ledger and yields the release id; yields nothing when the release is refused.
+class Asked(NamedTuple):
+    """Whom to ask, for what, and where to say what came of it."""
+
+    ledger_url: str
+    request: ledger.Request
+    store_path: str
+    max_malformed_share: float
+
+
+def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
+    """Asks the ledger and yields its grant; yields nothing when the release is refused.
 
     The operator's run record says what was read, and why it was refused.
     """
-    kept = store.Store(store_path)
     share = decode.malformed_share(outcomes)
-    refused, exit_code = None, 0
-    if share > max_malformed_share:
+    refused, exit_code, granted = None, 0, None
+    if share > asked.max_malformed_share:
         refused = (
-            f"{share:.2%} of the rows are malformed, more than source.max_malformed_share = {max_malformed_share:.2%}; "
+            f"{share:.2%} of the rows are malformed, more than source.max_malformed_share = {asked.max_malformed_share:.2%}; "
             "nothing was spent."
         )
         exit_code = errors.RefusedError.exit_code
     else:
         try:
-            kept.reserve(release_id, charge, allow_another)
-        except errors.AlreadyReleasedError as error:
+            granted = ledger.Ledger(asked.ledger_url).reserve(asked.request)
+        except ledger.BudgetRefusedError as error:
             refused, exit_code = str(error), error.exit_code
+    if granted and granted.status == ledger.PUBLISHED:
+        refused, exit_code, granted = "another run published it meanwhile.", errors.AlreadyReleasedError.exit_code, None
     record = {"outcomes": outcomes, "malformed_share": share, "refused": refused, "exit_code": exit_code}
-    kept.write_run_record(release_id, record)
-    if not refused:
-        yield release_id
+    release_id = granted.release_id if granted else None
+    store.Store(asked.store_path).write_run_record(asked.request.attempt, {**record, "release_id": release_id})
+    if granted:
+        yield granted
 
 
 class ReserveBudget(beam.PTransform):
-    """Asks for a release. In: one tally of outcomes; out: the release id, the grant that every Release... waits for."""
+    """Asks for a release. In: one tally of outcomes; out: the grant that every Release... waits for."""
 
-    def __init__(
-        self, store_path: str, release_id: str, charge: dict[str, Any], max_malformed_share: float, allow_another: bool
-    ):
+    def __init__(self, asked: Asked):
         super().__init__()
-        self._arguments = (store_path, release_id, charge, max_malformed_share, allow_another)
+        self._asked = asked
 
-    def expand(self, outcomes: beam.PCollection[dict[str, int]]) -> beam.PCollection[str]:
+    def expand(self, outcomes: beam.PCollection[dict[str, int]]) -> beam.PCollection[ledger.Grant]:
         return (
-            outcomes | "Reserve" >> beam.FlatMap(reserve, *self._arguments).with_output_types(str) | "Fix" >> beam.Reshuffle()
+            outcomes
+            | "Reserve" >> beam.FlatMap(reserve, self._asked).with_output_types(ledger.Grant)
+            | "Fix" >> beam.Reshuffle()
         )

@@ -1,0 +1,653 @@
+"""The privacy ledger: what each data set may spend, what was ever reserved, and what came to be published.
+
+It lies outside every store, in SQLite or PostgreSQL, and outlives them. All that is in it is the operator's: a release's
+content address is an HMAC under the ledger's own secret, its public id is random. Every change appends a row to a hash-chained
+history, from which all else can be told again: `verify` does.
+
+Migrations are Alembic's, in data/migrations; opening a ledger brings it up to date.
+"""
+
+import contextlib
+import dataclasses
+import datetime as dt
+import hashlib
+import hmac
+import json
+import math
+import secrets
+import typing
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import alembic.command
+import alembic.config
+import alembic.util
+import sqlalchemy as sa
+
+from data import errors, periods
+
+RESERVED, PUBLISHED, REFUSED = "reserved", "published", "refused"
+GENESIS = "0" * 64
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_HEAD = "0001"
+_LOCK = 0x50770F0CE
+"""Of PostgreSQL's advisory locks, the one that every writer takes."""
+
+metadata = sa.MetaData()
+
+SECRET = sa.Table("secret", metadata, sa.Column("value", sa.String(64), primary_key=True))
+"""One row: the key of content addresses, 64 hex digits."""
+
+CONTRACTS = sa.Table(
+    "contracts",
+    metadata,
+    sa.Column("data_set", sa.String(200), primary_key=True),
+    sa.Column("unit", sa.String(20), nullable=False),
+    sa.Column("period", sa.String(20), nullable=False),
+    sa.Column("composition", sa.String(20), nullable=False),
+    sa.Column("total_epsilon", sa.Double, nullable=False),
+    sa.Column("total_delta", sa.Double, nullable=False),
+    # the part of total_delta for partitions that only one user has
+    sa.Column("selection_delta", sa.Double, nullable=False),
+    # what the filter lets through in each period: mu^2, or rho
+    sa.Column("capacity", sa.Double, nullable=False),
+    sa.Column("source", sa.String(64), nullable=False, unique=True),
+    sa.Column("key_fingerprint", sa.String(64), nullable=False),
+)
+
+CLOSED = sa.Table(
+    "closed_periods",
+    metadata,
+    sa.Column("data_set", sa.ForeignKey("contracts.data_set"), primary_key=True),
+    sa.Column("period", sa.String(20), primary_key=True),
+)
+
+RELEASES = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("release_id", sa.String(32), primary_key=True),
+    sa.Column("sequence", sa.Integer, nullable=False, unique=True),
+    sa.Column("data_set", sa.ForeignKey("contracts.data_set"), nullable=False),
+    sa.Column("address", sa.String(64), nullable=False, unique=True),
+    sa.Column("window_start", sa.String(40), nullable=False),
+    sa.Column("window_end", sa.String(40), nullable=False),
+    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("fence", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.String(32), nullable=False),
+    # JSON: the release's public figures
+    sa.Column("charge", sa.Text, nullable=False),
+    sa.Column("reserved_at", sa.String(40), nullable=False),
+    sa.Column("job", sa.String(200), nullable=False),
+    sa.Column("code_version", sa.String(40), nullable=False),
+)
+
+CHARGES = sa.Table(
+    "charges",
+    metadata,
+    sa.Column("release_id", sa.ForeignKey("releases.release_id"), primary_key=True),
+    sa.Column("data_set", sa.String(200), nullable=False),
+    sa.Column("period", sa.String(20), primary_key=True),
+    sa.Column("cost", sa.Double, nullable=False),
+    sa.Column("delta", sa.Double, nullable=False),
+    sa.Index("charges_by_period", "data_set", "period"),
+)
+
+HISTORY = sa.Table(
+    "history",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("data_set", sa.String(200), nullable=False),
+    # JSON
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """What may be published of a data set, per privacy id and budget period.
+
+    Attributes:
+        capacity: what the filter lets through, in its currency (transforms.privacy.filter).
+        source, key_fingerprint: what the name stands for: hex digests of where events come from and of the pseudonym key.
+    """
+
+    data_set: str
+    unit: str
+    period: str
+    composition: Literal["gaussian", "zcdp"]
+    total_epsilon: float
+    total_delta: float
+    selection_delta: float
+    capacity: float
+    source: str
+    key_fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.capacity) and self.capacity > 0 and 0 <= self.selection_delta < self.total_delta < 1):
+            raise ValueError(
+                f"Contract: capacity must be above 0 and 0 <= selection_delta < total_delta < 1, not {self.capacity}, "
+                f"{self.selection_delta} and {self.total_delta}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A release that a job asks for.
+
+    Attributes:
+        unit, period, composition: as the job has them; they must be the contract's.
+        content: what makes it this release and no other: query, window, digests of a whole-file source. Never stored.
+        window_start, window_end: it reads events in [start, end).
+        cost, delta: charged in each period that the window touches.
+        charge: its public figures.
+        attempt: of this run, random: asking again in the same run gives the same grant.
+    """
+
+    data_set: str
+    source: str
+    key_fingerprint: str
+    unit: str
+    period: str
+    composition: str
+    content: dict[str, Any]
+    window_start: dt.datetime
+    window_end: dt.datetime
+    cost: float
+    delta: float
+    charge: dict[str, Any]
+    attempt: str
+    job: str
+    code_version: str
+
+    def __post_init__(self) -> None:
+        for name in ("cost", "delta"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"Request: {name} must be finite and at least 0, not {getattr(self, name)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grant:
+    """Leave to draw noise for a release (`status` reserved), or the news that it was done before (published)."""
+
+    release_id: str
+    fence: int
+    status: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What is spent in a period, and by how many releases."""
+
+    period: str
+    cost: float
+    delta: float
+    releases: int
+    is_closed: bool
+
+
+class BudgetRefusedError(errors.UserError):
+    """The ledger doesn't let a release through: budget, contract, or a closed period. Nothing was spent."""
+
+    exit_code = 7
+
+
+class LedgerError(errors.BadInputError):
+    """The ledger can't be opened, or was tampered with."""
+
+
+class Ledger:
+    """A ledger in a database. Every method that changes it is one atomic transaction, and serialised with all others.
+
+    Args:
+        url: of SQLAlchemy, `sqlite:///PATH` or `postgresql+psycopg://...`.
+    """
+
+    def __init__(self, url: str):
+        try:
+            self._engine = _engine(url)
+            self._migrate()
+        except (sa.exc.SQLAlchemyError, alembic.util.CommandError, OSError, ImportError, ValueError) as error:
+            # Without the driver's text: it may show a password.
+            raise LedgerError(
+                f"privacy.ledger = {_shown(url)}: can't be opened ({type(error).__name__}). Is the server there, is the file a "
+                "ledger, may you write to it? PostgreSQL needs `pip install sottovoce[postgresql]`."
+            ) from None
+
+    # Contract
+
+    def init(self, contract: Contract) -> None:
+        """Writes down a data set's contract.
+
+        Raises:
+            BudgetRefusedError: there is one, or another data set has the same source.
+        """
+        with self._writing() as connection:
+            if self._contract(connection, contract.data_set):
+                raise BudgetRefusedError(
+                    f"{contract.data_set!r} has a contract already; `sottovoce budget show` shows it, and `grant` raises it."
+                )
+            other = connection.scalar(sa.select(CONTRACTS.c.data_set).where(CONTRACTS.c.source == contract.source))
+            if other:
+                raise BudgetRefusedError(
+                    f"{contract.data_set!r}: its source belongs to {other!r} already. A second name for the same events would "
+                    f"be a second budget for the same users: set job.data_set = {other!r}."
+                )
+            row = dataclasses.asdict(contract)
+            connection.execute(CONTRACTS.insert().values(row))
+            self._append(connection, "init", contract.data_set, row)
+
+    def contract(self, data_set: str) -> Contract | None:
+        """Returns a data set's contract as it is now."""
+        with self._reading() as connection:
+            return self._contract(connection, data_set)
+
+    def grant(self, data_set: str, total_epsilon: float, total_delta: float, capacity: float, why: str) -> None:
+        """Raises a contract's totals, for every period that is not closed.
+
+        Raises:
+            BudgetRefusedError: there is no contract, or the new totals aren't higher.
+        """
+        with self._writing() as connection:
+            old = self._known(connection, data_set)
+            if not (capacity > old.capacity and total_epsilon >= old.total_epsilon and total_delta >= old.total_delta):
+                raise BudgetRefusedError(
+                    f"{data_set!r} has epsilon {old.total_epsilon}, delta {old.total_delta}: a grant must raise them, "
+                    f"not to epsilon {total_epsilon}, delta {total_delta}."
+                )
+            raised = {"total_epsilon": total_epsilon, "total_delta": total_delta, "capacity": capacity}
+            connection.execute(CONTRACTS.update().where(CONTRACTS.c.data_set == data_set).values(raised))
+            self._append(connection, "grant", data_set, {**raised, "why": why})
+
+    def close(self, data_set: str, period: str) -> None:
+        """Closes a period: nothing of it is released any more. Closing it again changes nothing."""
+        with self._writing() as connection:
+            self._known(connection, data_set)
+            if period not in self._closed(connection, data_set):
+                connection.execute(CLOSED.insert().values(data_set=data_set, period=period))
+                self._append(connection, "close", data_set, {"period": period})
+
+    def spent(self, data_set: str) -> list[Spent]:
+        """Returns what is spent in each period that has a charge or is closed, by name."""
+        with self._reading() as connection:
+            closed = self._closed(connection, data_set)
+            rows = connection.execute(
+                sa.select(CHARGES.c.period, sa.func.sum(CHARGES.c.cost), sa.func.sum(CHARGES.c.delta), sa.func.count())
+                .where(CHARGES.c.data_set == data_set)
+                .group_by(CHARGES.c.period)
+            )
+            found = {period: (cost, delta, n) for period, cost, delta, n in rows}
+        return [Spent(name, *found.get(name, (0.0, 0.0, 0)), name in closed) for name in sorted(found.keys() | closed)]
+
+    # Releases
+
+    def reserve(self, request: Request) -> Grant:
+        """Checks a release against the contract and spends it, in one transaction, before any noise is drawn.
+
+        A release that was reserved before and never published is granted anew at no cost, with a higher fence: the run that
+        had the lower one can't publish any more. One that was published is only named.
+
+        Raises:
+            BudgetRefusedError: no contract, not its source or key, a closed period, or too little left. Kept in the history.
+        """
+        refusal = None
+        with self._writing() as connection:
+            address = self._address(connection, request)
+            known = self._release(connection, address)
+            if known is not None and known.status == PUBLISHED:
+                return Grant(known.release_id, known.fence, PUBLISHED)
+            refusal = self._refusal(connection, request, is_paid=known is not None)
+            if refusal is None:
+                return self._grant(connection, request, address, known)
+            self._append(connection, REFUSED, request.data_set, {"charge": request.charge, "why": refusal})
+        raise BudgetRefusedError(refusal)
+
+    def publish(self, release_id: str, fence: int, attempt: str) -> bool:
+        """Names the attempt whose tables are the release, if nobody has since been granted it: compare and set."""
+        with self._writing() as connection:
+            held = (RELEASES.c.release_id == release_id) & (RELEASES.c.status == RESERVED) & (RELEASES.c.fence == fence)
+            changed = connection.execute(RELEASES.update().where(held).values(status=PUBLISHED, attempt=attempt))
+            if changed.rowcount == 1:
+                data_set = connection.scalar(sa.select(RELEASES.c.data_set).where(RELEASES.c.release_id == release_id))
+                self._append(
+                    connection, PUBLISHED, str(data_set), {"release_id": release_id, "fence": fence, "attempt": attempt}
+                )
+                return True
+            winner = connection.execute(sa.select(RELEASES).where(RELEASES.c.release_id == release_id)).one_or_none()
+            return winner is not None and winner.status == PUBLISHED and winner.attempt == attempt
+
+    def check(self, request: Request) -> None:
+        """Refuses what `reserve` would refuse now, and grants nothing: so that no event is read in vain.
+
+        Raises:
+            BudgetRefusedError: as `reserve`.
+        """
+        with self._writing() as connection:
+            address = self._address(connection, request)
+            known = self._release(connection, address)
+            if known is not None and known.status == PUBLISHED:
+                return
+            refusal = self._refusal(connection, request, is_paid=known is not None)
+            if refusal:
+                self._append(connection, REFUSED, request.data_set, {"charge": request.charge, "why": refusal})
+        if refusal:
+            raise BudgetRefusedError(refusal)
+
+    def find(self, request: Request) -> Grant | None:
+        """Returns the release that has the request's content, if it was ever reserved; changes nothing."""
+        with self._reading() as connection:
+            address = self._address(connection, request)
+            known = self._release(connection, address)
+        return None if known is None else Grant(known.release_id, known.fence, known.status)
+
+    def releases(self, data_set: str) -> list[dict[str, Any]]:
+        """Returns a data set's releases in the order in which they were reserved; `charge` is decoded."""
+        with self._reading() as connection:
+            rows = connection.execute(sa.select(RELEASES).where(RELEASES.c.data_set == data_set).order_by(RELEASES.c.sequence))
+            return [{**row, "charge": json.loads(row["charge"])} for row in rows.mappings()]
+
+    def charges(self, data_set: str) -> dict[str, list[tuple[float, float]]]:
+        """Returns what each release was charged, (cost, delta) for each of its periods."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        with self._reading() as connection:
+            for row in connection.execute(sa.select(CHARGES).where(CHARGES.c.data_set == data_set)):
+                found.setdefault(row.release_id, []).append((row.cost, row.delta))
+        return found
+
+    # History
+
+    def history(self, data_set: str | None = None) -> list[dict[str, Any]]:
+        """Returns the history's rows, oldest first, of one data set or of all; `body` is decoded."""
+        with self._reading() as connection:
+            query = sa.select(HISTORY).order_by(HISTORY.c.number)
+            if data_set is not None:
+                query = query.where(HISTORY.c.data_set == data_set)
+            return [{**row, "body": json.loads(row["body"])} for row in connection.execute(query).mappings()]
+
+    def verify(self, head: str | None = None) -> str:
+        """Checks the chain, and that the tables say what the history says; returns the newest hash.
+
+        Args:
+            head: a hash that was noted elsewhere before: it must be in the chain. Without one, a cut tail can't be seen.
+
+        Raises:
+            LedgerError: what doesn't agree.
+        """
+        with self._reading() as connection:
+            rows = connection.execute(sa.select(HISTORY).order_by(HISTORY.c.number)).all()
+            previous = GENESIS
+            for number, row in enumerate(rows, 1):
+                if row.number != number or row.hash != _hash(previous, number, row.at, row.kind, row.data_set, row.body):
+                    raise LedgerError(f"the ledger's history is broken at row {number}: it was changed or cut.")
+                previous = row.hash
+            if head is not None and head != GENESIS and head not in {row.hash for row in rows}:
+                raise LedgerError(f"{head} is not in the ledger's history: its tail was cut, or this is another ledger.")
+            secret = connection.scalar(sa.select(SECRET.c.value)) or ""
+            if not rows or json.loads(rows[0].body) != {"secret": _digest(secret)}:
+                raise LedgerError("the ledger's secret is not the one that its history began with.")
+            told = _tell(rows)
+            for name, table in (("contracts", CONTRACTS), ("releases", RELEASES), ("charges", CHARGES), ("closed", CLOSED)):
+                there = {tuple(row._mapping[column] for column in _KEPT[name]) for row in connection.execute(sa.select(table))}
+                if there != told[name]:
+                    wrong = len(there ^ told[name])
+                    raise LedgerError(f"the ledger's table of {name} doesn't agree with its history: {wrong} row(s) differ.")
+        return previous
+
+    # Inside
+
+    def _refusal(self, connection: sa.Connection, request: Request, is_paid: bool) -> str | None:
+        contract = self._contract(connection, request.data_set)
+        if contract is None:
+            return (
+                f"{request.data_set!r} has no contract in the ledger: `sottovoce budget init JOB.toml` makes one. It is for "
+                "whoever answers for the users' privacy."
+            )
+        if request.source != contract.source:
+            return (
+                f"{request.data_set!r} stands for another source in the ledger. A new source is a new data set: give it "
+                "another job.data_set and a contract of its own."
+            )
+        if request.key_fingerprint != contract.key_fingerprint:
+            return (
+                f"{request.data_set!r} was begun with another pseudonym key: under a new one every user would be a new one "
+                "with a new budget. Use the old key until the period ends."
+            )
+        terms = ("unit", "period", "composition")
+        if differ := [name for name in terms if getattr(request, name) != getattr(contract, name)]:
+            said = ", ".join(f"privacy.{name} = {getattr(request, name)!r}, not {getattr(contract, name)!r}" for name in differ)
+            return f"{request.data_set!r} has another contract in the ledger: {said}."
+        touched = _touched(request)
+        if closed := sorted(self._closed(connection, request.data_set) & set(touched)):
+            return f"{request.data_set!r}: {', '.join(closed)} is closed; nothing of it is released any more."
+        if is_paid:
+            return None
+        for period in touched:
+            cost, delta = connection.execute(
+                sa.select(
+                    sa.func.coalesce(sa.func.sum(CHARGES.c.cost), 0.0), sa.func.coalesce(sa.func.sum(CHARGES.c.delta), 0.0)
+                ).where((CHARGES.c.data_set == request.data_set) & (CHARGES.c.period == period))
+            ).one()
+            if not (cost + request.cost <= contract.capacity and delta + request.delta <= contract.selection_delta):
+                left = max(0.0, 1 - cost / contract.capacity)
+                return (
+                    f"{request.data_set!r}: the budget of period {period} (epsilon {contract.total_epsilon}, delta "
+                    f"{contract.total_delta}) has {left:.1%} left, and this release asks for "
+                    f"{request.cost / contract.capacity:.1%} of it"
+                    + (f" and delta {request.delta:g} of {contract.selection_delta - delta:g}" if request.delta else "")
+                    + ". Lower privacy.total_epsilon, wait for the next period, or have it raised: `sottovoce budget grant`."
+                )
+        return None
+
+    def _grant(self, connection: sa.Connection, request: Request, address: str, known: Any) -> Grant:
+        if known is not None:
+            fence = known.fence if known.attempt == request.attempt else known.fence + 1
+            held = RELEASES.c.release_id == known.release_id
+            connection.execute(RELEASES.update().where(held).values(fence=fence, attempt=request.attempt))
+            if fence != known.fence:
+                body = {"release_id": known.release_id, "fence": fence, "attempt": request.attempt}
+                self._append(connection, "retry", request.data_set, body)
+            return Grant(known.release_id, fence, RESERVED)
+        row = {
+            "release_id": uuid.uuid4().hex,
+            "sequence": 1 + (connection.scalar(sa.select(sa.func.max(RELEASES.c.sequence))) or 0),
+            "data_set": request.data_set,
+            "address": address,
+            "window_start": request.window_start.isoformat(),
+            "window_end": request.window_end.isoformat(),
+            "status": RESERVED,
+            "fence": 1,
+            "attempt": request.attempt,
+            "charge": json.dumps(request.charge, sort_keys=True),
+            "reserved_at": _now(),
+            "job": request.job,
+            "code_version": request.code_version,
+        }
+        charges = [
+            {
+                "release_id": row["release_id"],
+                "data_set": request.data_set,
+                "period": period,
+                "cost": request.cost,
+                "delta": request.delta,
+            }
+            for period in _touched(request)
+        ]
+        connection.execute(RELEASES.insert().values(row))
+        connection.execute(CHARGES.insert(), charges)
+        self._append(connection, RESERVED, request.data_set, {"release": row, "charges": charges})
+        return Grant(str(row["release_id"]), 1, RESERVED)
+
+    def _append(self, connection: sa.Connection, kind: str, data_set: str, body: dict[str, Any]) -> None:
+        last = connection.execute(sa.select(HISTORY).order_by(HISTORY.c.number.desc()).limit(1)).one_or_none()
+        number, previous = (last.number + 1, last.hash) if last is not None else (1, GENESIS)
+        at, text = _now(), json.dumps(body, sort_keys=True)
+        hashed = _hash(previous, number, at, kind, data_set, text)
+        connection.execute(HISTORY.insert().values(number=number, at=at, kind=kind, data_set=data_set, body=text, hash=hashed))
+
+    def _address(self, connection: sa.Connection, request: Request) -> str:
+        secret = bytes.fromhex(connection.scalar(sa.select(SECRET.c.value)) or "")
+        if not secret:
+            raise LedgerError("the ledger has lost its secret: what was published can't be told from what is new.")
+        # The cost too: a release that would be drawn with other noise is another one.
+        content = json.dumps(
+            [request.data_set, request.content, request.cost, request.delta, _touched(request)], sort_keys=True
+        )
+        return hmac.digest(secret, content.encode(), hashlib.sha256).hex()
+
+    def _release(self, connection: sa.Connection, address: str) -> Any:
+        return connection.execute(sa.select(RELEASES).where(RELEASES.c.address == address)).one_or_none()
+
+    def _contract(self, connection: sa.Connection, data_set: str) -> Contract | None:
+        row = connection.execute(sa.select(CONTRACTS).where(CONTRACTS.c.data_set == data_set)).mappings().one_or_none()
+        return None if row is None else Contract(**row)
+
+    def _known(self, connection: sa.Connection, data_set: str) -> Contract:
+        contract = self._contract(connection, data_set)
+        if contract is None:
+            raise BudgetRefusedError(f"{data_set!r} has no contract in the ledger: `sottovoce budget init JOB.toml` makes one.")
+        return contract
+
+    def _closed(self, connection: sa.Connection, data_set: str) -> set[str]:
+        return set(connection.scalars(sa.select(CLOSED.c.period).where(CLOSED.c.data_set == data_set)))
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with _named_errors(), self._engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """A transaction that no other writer is in: what it reads stays true until it commits."""
+        with _named_errors(), self._engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.info["is_writing"] = True
+            else:
+                # Each statement sees what was committed before it: all that came before the lock.
+                connection = connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                if connection.dialect.name == "postgresql":
+                    # Held to the end of the transaction. Without it, two could add to one sum.
+                    connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+                yield connection
+
+    def _migrate(self) -> None:
+        with self._reading() as connection:
+            if _version(connection) == _HEAD:
+                return
+        with self._writing() as connection:
+            version = _version(connection)
+            if version != _HEAD:
+                config = alembic.config.Config()
+                config.set_main_option("script_location", str(_MIGRATIONS))
+                config.attributes["connection"] = connection
+                alembic.command.upgrade(config, "head")
+            if version is None:
+                secret = secrets.token_hex(32)
+                connection.execute(SECRET.insert().values(value=secret))
+                self._append(connection, "begin", "", {"secret": _digest(secret)})
+
+
+_KEPT = {
+    "contracts": [column.name for column in CONTRACTS.columns],
+    "releases": [column.name for column in RELEASES.columns],
+    "charges": [column.name for column in CHARGES.columns],
+    "closed": [column.name for column in CLOSED.columns],
+}
+
+
+def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:
+    """What the tables must hold by the history."""
+    contracts: dict[str, dict[str, Any]] = {}
+    releases: dict[str, dict[str, Any]] = {}
+    charges: list[dict[str, Any]] = []
+    closed: list[dict[str, Any]] = []
+    for row in rows:
+        body = json.loads(row.body)
+        if row.kind == "init":
+            contracts[row.data_set] = body
+        elif row.kind == "grant":
+            contracts[row.data_set] = {**contracts[row.data_set], **{key: value for key, value in body.items() if key != "why"}}
+        elif row.kind == "close":
+            closed.append({"data_set": row.data_set, **body})
+        elif row.kind == RESERVED:
+            releases[body["release"]["release_id"]] = body["release"]
+            charges.extend(body["charges"])
+        elif row.kind == "retry":
+            releases[body["release_id"]] = {**releases[body["release_id"]], **body}
+        elif row.kind == PUBLISHED:
+            releases[body["release_id"]] = {**releases[body["release_id"]], **body, "status": PUBLISHED}
+    told = {"contracts": list(contracts.values()), "releases": list(releases.values()), "charges": charges, "closed": closed}
+    return {name: {tuple(row[column] for column in _KEPT[name]) for row in rows} for name, rows in told.items()}
+
+
+def _touched(request: Request) -> list[str]:
+    return periods.names(typing.cast(periods.Period, request.period), request.window_start, request.window_end)
+
+
+def _hash(previous: str, *parts: Any) -> str:
+    return hashlib.sha256(json.dumps([previous, *parts]).encode()).hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _named_errors() -> Iterator[None]:
+    """The driver's own text may show what is in the ledger."""
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as error:
+        raise LedgerError(f"the ledger can't be used ({type(error).__name__}): is its database there, and in order?") from None
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+
+
+def _version(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.scalar(sa.text("select version_num from alembic_version"))
+
+
+def _shown(url: str) -> str:
+    """The URL without what may be a secret, wherever it stands in it."""
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        return "(not a URL of SQLAlchemy's, such as sqlite:///PATH)"
+    host = (parsed.host or "").rpartition("@")[2]
+    return f"{parsed.drivername}://{host}/{parsed.database or ''}"
+
+
+def _engine(url: str) -> sa.Engine:
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, poolclass=sa.NullPool, connect_args={"connect_timeout": 10})
+    if not parsed.database or ":memory:" in parsed.database:
+        raise ValueError("a ledger in memory would forget.")
+    path = Path(parsed.database)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    engine = sa.create_engine(parsed, poolclass=sa.NullPool, connect_args={"timeout": 60})
+
+    @sa.event.listens_for(engine, "connect")
+    def _no_begin_of_its_own(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("pragma synchronous = full")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("begin immediate" if connection.info.pop("is_writing", False) else "begin")
+
+    return engine

@@ -1,0 +1,6 @@
+"""Alembic runs migrations over the connection, and in the transaction, that data.ledger gives it."""
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"])
+context.run_migrations()

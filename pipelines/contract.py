@@ -1,0 +1,191 @@
+"""The contract between a data set's users and its jobs: `sottovoce budget init | show | grant | close | history | verify`.
+
+A job only ever asks. What may be spent stands in the ledger, and only `grant` raises it, for all to see.
+"""
+
+import hashlib
+import hmac
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data import ledger, store
+from pipelines import config
+from transforms.ingest import pseudonym
+from transforms.privacy import filter as privacy_filter
+
+
+def state_directory() -> Path:
+    """Returns where this user's lasting state lies: the ledger, unless the job names another, and the last store."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "sottovoce"
+
+
+def open_ledger(job: config.Job) -> ledger.Ledger:
+    """Opens the job's ledger, made or brought up to date where need be.
+
+    Raises:
+        ledger.LedgerError: it can't be opened.
+    """
+    return ledger.Ledger(ledger_url(job))
+
+
+def ledger_url(job: config.Job) -> str:
+    """Returns privacy.ledger, or the default: a file in the user's state directory."""
+    return job.privacy.ledger or f"sqlite:///{state_directory() / 'ledger.sqlite'}"
+
+
+def source_fingerprint(job: config.Job) -> str:
+    """Names where events come from, as hex digits."""
+    source = {"kind": job.source.kind, "paths": sorted(job.source.paths)}
+    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
+
+
+def key_fingerprint(key: bytes) -> str:
+    """Names a pseudonym key without showing anything of it, as hex digits."""
+    return hmac.digest(key, b"sottovoce pseudonym key", hashlib.sha256).hex()
+
+
+def selection_delta(job: config.Job) -> float:
+    """The part of total_delta for items that only one user may have; none of a public catalogue's."""
+    return 0.0 if job.catalogue else job.privacy.total_delta * job.selection.delta_share
+
+
+def contract_of(job: config.Job) -> ledger.Contract:
+    """What the job file would have written down."""
+    privacy, set_aside = job.privacy, selection_delta(job)
+    return ledger.Contract(
+        data_set=job.job.data_set,
+        unit=privacy.unit,
+        period=privacy.period,
+        composition=privacy.composition,
+        total_epsilon=privacy.total_epsilon,
+        total_delta=privacy.total_delta,
+        selection_delta=set_aside,
+        capacity=privacy_filter.capacity(privacy.composition, privacy.total_epsilon, privacy.total_delta - set_aside),
+        source=source_fingerprint(job),
+        key_fingerprint=key_fingerprint(pseudonym.read_key(privacy.key_file)),
+    )
+
+
+def init(job: config.Job) -> None:
+    """Writes the job's budget down as its data set's contract. The same again changes nothing.
+
+    Raises:
+        ledger.BudgetRefusedError: there is another contract, or the source has another name.
+    """
+    book, wanted = open_ledger(job), contract_of(job)
+    if book.contract(wanted.data_set) != wanted:
+        book.init(wanted)
+
+
+def show(job: config.Job) -> Iterator[str]:
+    """Yields lines of what the contract says and what is left of it, in epsilon and in releases like the last one."""
+    book = open_ledger(job)
+    contract = _known(book, job)
+    yield (
+        f"{contract.data_set}: epsilon {contract.total_epsilon:g}, delta {contract.total_delta:g} for each {contract.unit} and "
+        f"period ({contract.period}), composition {contract.composition}"
+    )
+    releases = book.releases(contract.data_set)
+    cost = (
+        sum(_cost(contract.composition, mechanism) for mechanism in releases[-1]["charge"]["mechanisms"]) if releases else 0.0
+    )
+    delta = contract.total_delta - contract.selection_delta
+    for spent in book.spent(contract.data_set):
+        used = privacy_filter.spent_epsilon(contract.composition, spent.cost, delta)
+        left = "closed" if spent.is_closed else _left(contract.capacity - spent.cost, cost)
+        yield f"{spent.period}: {spent.releases} release(s) spent epsilon {used:.4g} of {contract.total_epsilon:g}; {left}"
+    if not releases:
+        yield "nothing is spent yet"
+
+
+def _left(capacity: float, cost: float) -> str:
+    return f"room for {max(0, math.floor(capacity / cost))} more like the last one" if cost else "nothing is spent yet"
+
+
+def grant(job: config.Job, total_epsilon: float, total_delta: float | None, why: str) -> None:
+    """Raises the contract's totals; who does so says why.
+
+    Raises:
+        ledger.BudgetRefusedError: that would not raise them.
+        config.JobFileError: a number is out of range.
+    """
+    book = open_ledger(job)
+    old = _known(book, job)
+    delta = old.total_delta if total_delta is None else total_delta
+    if not (math.isfinite(total_epsilon) and total_epsilon > 0 and old.selection_delta < delta < 1):
+        raise config.JobFileError(
+            f"budget grant: epsilon must be above 0 and delta in ({old.selection_delta:g}, 1), not {total_epsilon} and {delta}."
+        )
+    capacity = privacy_filter.capacity(old.composition, total_epsilon, delta - old.selection_delta)
+    book.grant(old.data_set, total_epsilon, delta, capacity, why)
+
+
+def close(job: config.Job, period: str) -> None:
+    """Closes a period for good."""
+    open_ledger(job).close(job.job.data_set, period)
+
+
+def history(job: config.Job) -> Iterator[str]:
+    """Yields a line for each change, with the hash that the chain has then."""
+    for row in open_ledger(job).history(job.job.data_set):
+        yield f"{row['number']:>6} {row['at'][:19]} {row['kind']:<9} {row['hash']} {_summary(row['kind'], row['body'])}"
+
+
+def _summary(kind: str, body: dict[str, Any]) -> str:
+    if kind in ("init", "grant"):
+        why = f": {body['why']}" if "why" in body else ""
+        return f"epsilon {body['total_epsilon']:g}, delta {body['total_delta']:g}{why}"
+    if kind == "close":
+        return str(body["period"])
+    if kind == ledger.REFUSED:
+        return str(body["why"])
+    return str(body["release"]["release_id"] if kind == ledger.RESERVED else body["release_id"])
+
+
+def verify(job: config.Job, head: str | None) -> str:
+    """Checks the ledger's chain, its charges and the store against it; returns the newest hash, to keep elsewhere.
+
+    Raises:
+        ledger.LedgerError: what doesn't agree.
+        errors.BadInputError: the store has a release that the ledger doesn't know.
+    """
+    book = open_ledger(job)
+    newest = book.verify(head)
+    contract, releases = _known(book, job), book.releases(job.job.data_set)
+    expected = privacy_filter.capacity(
+        contract.composition, contract.total_epsilon, contract.total_delta - contract.selection_delta
+    )
+    if contract.capacity > expected * (1 + 1e-9):
+        raise ledger.LedgerError(f"{contract.data_set!r}: the contract lets more through than its epsilon and delta.")
+    charged = book.charges(contract.data_set)
+    for release in releases:
+        mechanisms = release["charge"]["mechanisms"]
+        cost = sum(_cost(contract.composition, mechanism) for mechanism in mechanisms)
+        delta = sum(mechanism["delta"] for mechanism in mechanisms)
+        if any(not math.isclose(cost, was, rel_tol=1e-9) or delta > aside for was, aside in charged[release["release_id"]]):
+            raise ledger.LedgerError(f"release {release['release_id']} was charged for other noise than it says.")
+    kept = store.Store(job.job.store)
+    kept.check(releases)
+    for manifest in kept.published(releases):
+        [release] = [release for release in releases if release["release_id"] == manifest["release_id"]]
+        if manifest["mechanisms"] != release["charge"]["mechanisms"]:
+            raise ledger.LedgerError(f"release {manifest['release_id']} in {kept.path} says other noise than was charged.")
+    return newest
+
+
+def _cost(composition: privacy_filter.Composition, mechanism: dict[str, Any]) -> float:
+    return privacy_filter.gaussian_cost(composition, mechanism["noise_multiplier"])
+
+
+def _known(book: ledger.Ledger, job: config.Job) -> ledger.Contract:
+    contract = book.contract(job.job.data_set)
+    if contract is None:
+        raise ledger.BudgetRefusedError(
+            f"{job.job.data_set!r} has no contract in the ledger: `sottovoce budget init JOB.toml` makes one."
+        )
+    return contract

@@ -1,0 +1,104 @@
+"""Budget periods: which of them a window touches."""
+
+import datetime as dt
+import zoneinfo
+
+import pytest
+
+from data import periods
+
+UTC = dt.UTC
+AUCKLAND, NEW_YORK = zoneinfo.ZoneInfo("Pacific/Auckland"), zoneinfo.ZoneInfo("America/New_York")
+
+
+def at(text: str, zone: dt.tzinfo = UTC) -> dt.datetime:
+    return dt.datetime.fromisoformat(text).replace(tzinfo=zone)
+
+
+@pytest.mark.parametrize(
+    ("period", "start", "end", "name"),
+    [
+        ("month", "2025-01-01", "2025-02-01", "2025-01"),
+        ("month", "2024-02-01", "2024-03-01", "2024-02"),
+        ("month", "2025-12-01", "2026-01-01", "2025-12"),
+        ("week", "2025-01-13", "2025-01-20", "2025-W03"),
+        ("day", "2025-01-15", "2025-01-16", "2025-01-15"),
+        ("lifetime", "2020-01-01", "2030-01-01", "lifetime"),
+    ],
+)
+def test_a_window_of_exactly_one_period_touches_that_one(period, start, end, name):
+    assert periods.names(period, at(start), at(end)) == [name]
+
+
+@pytest.mark.parametrize(
+    ("period", "start", "end", "names"),
+    [
+        ("month", "2025-01-20", "2025-02-10", ["2025-01", "2025-02"]),
+        ("month", "2025-12-31", "2026-01-02", ["2025-12", "2026-01"]),
+        ("week", "2025-01-19", "2025-01-21", ["2025-W03", "2025-W04"]),
+        ("day", "2025-02-28T18:00", "2025-03-01T06:00", ["2025-02-28", "2025-03-01"]),
+        ("lifetime", "2025-12-31", "2026-01-02", ["lifetime"]),
+    ],
+)
+def test_a_window_across_a_boundary_touches_both_sides(period, start, end, names):
+    assert periods.names(period, at(start), at(end)) == names
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "names"),
+    [
+        ("2024-12-30", "2024-12-31", ["2025-W01"]),
+        ("2021-01-01", "2021-01-04", ["2020-W53"]),
+        ("2021-01-03", "2021-01-05", ["2020-W53", "2021-W01"]),
+        ("2024-12-29", "2025-01-01", ["2024-W52", "2025-W01"]),
+    ],
+)
+def test_weeks_at_the_turn_of_the_year_are_named_by_iso_8601(start, end, names):
+    assert periods.names("week", at(start), at(end)) == names
+
+
+@pytest.mark.parametrize("period", ["month", "week", "day"])
+def test_the_end_of_a_window_is_not_in_it(period):
+    boundary, moment = at("2025-09-01"), dt.timedelta(microseconds=1)
+    before = periods.names(period, boundary - moment, boundary)
+    assert periods.names(period, boundary - moment, boundary + moment) == before + periods.names(
+        period, boundary, boundary + moment
+    )
+
+
+def test_a_month_can_lie_between_two_others_and_is_touched_too():
+    assert periods.names("month", at("2025-01-31"), at("2025-03-02")) == ["2025-01", "2025-02", "2025-03"]
+
+
+@pytest.mark.parametrize(
+    ("period", "start", "end"),
+    [
+        ("month", "2025-01-01", "2025-02-01T00:00:01"),
+        ("week", "2025-01-13", "2025-01-20T00:00:01"),
+        ("day", "2025-01-15", "2025-01-16T00:00:01"),
+        ("day", "2025-01-01", "2026-01-01"),
+    ],
+)
+def test_a_window_longer_than_a_period_is_refused(period, start, end):
+    with pytest.raises(ValueError, match=rf"is longer than a period \({period}\)"):
+        periods.names(period, at(start), at(end))
+
+
+@pytest.mark.parametrize("period", ["lifetime", "month", "week", "day"])
+@pytest.mark.parametrize("end", ["2025-01-15", "2025-01-14"])
+def test_an_empty_window_is_refused(period, end):
+    with pytest.raises(ValueError, match="must start before it ends"):
+        periods.names(period, at("2025-01-15"), at(end))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "names"),
+    [
+        (at("2025-01-15", AUCKLAND), at("2025-01-16", AUCKLAND), ["2025-01-14", "2025-01-15"]),
+        (at("2025-01-31T20:00", NEW_YORK), at("2025-01-31T21:00", NEW_YORK), ["2025-02-01"]),
+        (at("2025-01-15T13:00", AUCKLAND), at("2025-01-15T19:00", NEW_YORK), ["2025-01-15"]),
+    ],
+    ids=["Auckland", "New York", "both"],
+)
+def test_periods_are_those_of_utc_whatever_the_windows_time_zone(start, end, names):
+    assert periods.names("day", start, end) == names
