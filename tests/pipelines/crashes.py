@@ -1,0 +1,90 @@
+"""Release jobs that are killed (SIGKILL) in the middle, and what must hold afterwards."""
+
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from data import ledger, store
+from pipelines import contract, release
+from tests.pipelines.example import charges, load, published
+from transforms.release import commit, cooccurrence
+
+STEPS: dict[str, tuple[Any, str]] = {
+    "reserve": (ledger.Ledger, "reserve"),
+    "noise": (cooccurrence, "release_block"),
+    "write": (commit, "write_part"),
+    "finish": (store.Store, "finish"),
+    "publish": (ledger.Ledger, "publish"),
+    "show": (store.Store, "show"),
+}
+"""By name, the functions that a release goes through from its charge to its visibility."""
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at(path: pathlib.Path, step: str, when: str) -> bool:
+    """Runs the job in a process that dies on entering the step (`when` before) or on leaving it (after)."""
+
+    def patch() -> None:
+        owner, name = STEPS[step]
+        original = getattr(owner, name)
+
+        def deadly(*arguments: Any, **named: Any) -> Any:
+            if when == "before":
+                _die()
+            result = original(*arguments, **named)
+            _die()
+            return result
+
+        setattr(owner, name, deadly)
+
+    return _run(path, patch, None)
+
+
+def killed_after(path: pathlib.Path, seconds: float) -> bool:
+    """Runs the job in a process that is killed after so many seconds; says whether it was still running."""
+    return _run(path, lambda: None, seconds)
+
+
+def _run(path: pathlib.Path, prepare: Callable[[], None], seconds: float | None) -> bool:
+    """A forked process: nothing has to be imported again. True: it was killed."""
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            prepare()
+            release.run(load(path))
+        finally:
+            os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def violations(path: pathlib.Path, is_over: bool) -> list[str]:
+    """What doesn't hold now, after a kill or (`is_over`) after the job was run again to its end."""
+    job = load(path)
+    releases, shown = charges(job), published(job)
+    folder = job.job.store / "releases"
+    there = list(folder.iterdir()) if folder.exists() else []
+    visible = [entry for entry in there if not entry.name.startswith(".")]
+    found = []
+    if len(releases) > 1:
+        found.append(f"{len(releases)} charges for one release")
+    if len(visible) > 1 or any(entry.name != releases[0]["release_id"] for entry in visible):
+        found.append("visible without a charge, or twice")
+    if any(len(list(entry.glob(f"{table}/*"))) != 1 for entry in visible for table in ("items", "item_counts", "item_pairs")):
+        found.append("a visible table is missing or there twice")
+    if any(spent.cost > contract.contract_of(job).capacity for spent in contract.open_ledger(job).spent(job.job.data_set)):
+        found.append("over budget")
+    if is_over and not (len(shown) == len(there) == len(releases) == 1 and releases[0]["status"] == ledger.PUBLISHED):
+        found.append("not one release in the end")
+    contract.verify(job, None)
+    return found
