@@ -3,11 +3,12 @@
 # Each command imports what it needs: a query should not wait for Beam.
 
 import argparse
+import datetime as dt
 import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         job.add_argument("job", type=Path, metavar="JOB.toml")
         if name in ("run", "release"):
             job.add_argument("--new-release", action="store_true", help="charge every user again, though a release is there")
+            job.add_argument("--until", metavar="TIME", help="release each window that is closed then; now, or a time in UTC")
         job.set_defaults(command=command, takes_flags=True)
     _add_budget(commands.add_parser("budget", help="what may be spent, and what was", allow_abbrev=False))
     ask = commands.add_parser("query", help="query the published database with SQL", allow_abbrev=False)
@@ -152,20 +154,60 @@ def _budget_verify(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from pipelines import config, publish, release, train
+    from pipelines import config, publish, train
 
     job, beam_flags = config.load(arguments.job, flags)
-    release.run(job, beam_flags, arguments.new_release)
-    train.run(job)
-    publish.run(job)
-    _remember(job.job.store)
+    refused: errors.UserError | None = None
+    released = 0
+    try:
+        for _ in _releases(job, beam_flags, arguments):
+            released += 1
+    except errors.UserError as error:
+        # What was released before goes on; what was refused is said in the end.
+        refused = error
+    if released:
+        train.run(job)
+        publish.run(job)
+        _remember(job.job.store)
+    if refused:
+        raise refused
+    if not released:
+        log.info("nothing to do: no window is closed that was not released before")
 
 
 def _release(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from pipelines import config, release
+    from pipelines import config
 
     job, beam_flags = config.load(arguments.job, flags)
-    release.run(job, beam_flags, arguments.new_release)
+    for _ in _releases(job, beam_flags, arguments):
+        pass
+
+
+def _releases(job: "config.Job", beam_flags: list[str], arguments: argparse.Namespace) -> Iterator[Path]:
+    """The job's one release, or that of each window until a time."""
+    from pipelines import config, release
+
+    is_windowed = job.window.size != "all"
+    if is_windowed != (arguments.until is not None) or (is_windowed and arguments.new_release):
+        raise config.JobFileError(
+            f"window.size = {job.window.size!r}: "
+            + ("say --until now, or a time, and no --new-release." if is_windowed else "--until is for jobs with windows.")
+        )
+    if is_windowed:
+        return release.run_until(job, _time(arguments.until), beam_flags)
+    return iter([release.run(job, beam_flags, arguments.new_release)])
+
+
+def _time(text: str) -> dt.datetime:
+    from pipelines import config
+
+    if text == "now":
+        return dt.datetime.now(dt.UTC)
+    try:
+        time = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise config.JobFileError(f"--until {text}: must be now, or a time such as 2025-12-31T08:00:00Z.") from error
+    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time
 
 
 def _train(arguments: argparse.Namespace, flags: list[str]) -> None:

@@ -7,7 +7,7 @@ import datetime as dt
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,12 +134,35 @@ class PrivacySection(_Section):
 
 
 class WindowSection(_Section):
-    """[window]: which events one release reads: those in [start, end), dates or times in UTC."""
+    """[window]: which events one release reads: those in [start, end), or in each window of `size` between them, in UTC."""
 
-    size: Literal["all"] = "all"
+    size: str = "all"
     start: dt.datetime
     end: dt.datetime
     slack_seconds: float = Field(0.0, ge=0)
+    budget_share: float = Field(1.0, gt=0, le=1)
+
+    @pydantic.field_validator("size")
+    @classmethod
+    def _duration(cls, size: str) -> str:
+        if size != "all" and not re.fullmatch(r"[1-9]\d{0,4}[mhdw]", size):
+            raise ValueError('must be "all" or a number of minutes, hours, days or weeks, such as "30m", "1h", "7d", "1w"')
+        return size
+
+    @property
+    def duration(self) -> dt.timedelta:
+        """How long a window is."""
+        if self.size == "all":
+            return self.end - self.start
+        unit = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}[self.size[-1]]
+        return dt.timedelta(**{unit: int(self.size[:-1])})
+
+    def closed(self, now: dt.datetime) -> Iterator[tuple[dt.datetime, dt.datetime]]:
+        """Yields the windows that are over at `now`, slack included, in order: told by this section and the clock alone."""
+        start, duration = self.start, self.duration
+        while start + duration <= self.end and start + duration + dt.timedelta(seconds=self.slack_seconds) <= now:
+            yield start, start + duration
+            start += duration
 
     @pydantic.field_validator("start", "end", mode="before")
     @classmethod
@@ -253,7 +276,14 @@ class Job(pydantic_settings.BaseSettings):
 
     @pydantic.model_validator(mode="after")
     def _window_within_period(self) -> "Job":
-        periods.names(self.privacy.period, self.window.start, self.window.end)
+        shortest = {"lifetime": dt.timedelta.max, "month": dt.timedelta(28), "week": dt.timedelta(7), "day": dt.timedelta(1)}
+        if self.window.size == "all":
+            periods.names(self.privacy.period, self.window.start, self.window.end)
+        elif self.window.duration > shortest[self.privacy.period]:
+            raise ValueError(
+                f"window.size = {self.window.size!r} is longer than a period ({self.privacy.period}): nobody's loss in it "
+                "would be bounded by one budget. Take a smaller size or a longer period"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

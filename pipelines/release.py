@@ -11,7 +11,7 @@ import importlib.metadata
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,13 @@ class Plan:
             unit=job.privacy.unit,
             period=job.privacy.period,
             composition=composition,
-            content={"settings": settings(job), "digests": digests, "items": items, "again": again},
+            # A window that was closed stays closed, whatever came since: its events' files are not part of it.
+            content={
+                "settings": settings(job),
+                "digests": digests if job.window.size == "all" else {},
+                "items": items,
+                "again": again,
+            },
             window_start=job.window.start,
             window_end=job.window.end,
             cost=math.fsum(costs),
@@ -110,7 +116,7 @@ def settings(job: config.Job) -> dict[str, Any]:
         "job.data_set": job.job.data_set,
         "window.start": job.window.start.isoformat(),
         "window.end": job.window.end.isoformat(),
-        "window.slack_seconds": job.window.slack_seconds,
+        **{f"window.{key}": getattr(job.window, key) for key in ("size", "slack_seconds", "budget_share")},
         **{
             f"source.{key}": getattr(job.source, key)
             for key in ("columns", "event_types", "time_unit", "min_value", "weigh_by_value", "max_skew_seconds")
@@ -129,8 +135,8 @@ def settings(job: config.Job) -> dict[str, Any]:
 
 
 def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
-    """Splits the job's budget over its mechanisms."""
-    total = budget.Budget(job.privacy.total_epsilon, job.privacy.total_delta)
+    """Splits the job's budget, or the window's share of it, over its mechanisms."""
+    total, share = budget.Budget(job.privacy.total_epsilon, job.privacy.total_delta), job.window.budget_share
     selection_delta = contract.selection_delta(job)
     shares = {
         budget.SELECTION: job.selection.budget_share,
@@ -139,15 +145,31 @@ def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
         budget.COOCCURRENCE: job.cooccurrence.budget_share,
     }
     sigma = budget.noise_multipliers(total, shares, selection_delta, job.privacy.composition)
+    sigma = {name: multiplier / math.sqrt(share) for name, multiplier in sigma.items()}
     l0 = math.sqrt(job.counts.max_partitions_contributed)
     mechanisms = [
-        budget.Mechanism(budget.SELECTION, sigma[budget.SELECTION], delta=selection_delta),
+        budget.Mechanism(budget.SELECTION, sigma[budget.SELECTION], delta=selection_delta * share),
         budget.Mechanism(budget.COUNTS_USERS, sigma[budget.COUNTS_USERS], l0),
         budget.Mechanism(budget.COUNTS_EVENTS, sigma[budget.COUNTS_EVENTS], l0 * job.counts.max_contributions_per_partition),
         budget.Mechanism(budget.COOCCURRENCE, sigma[budget.COOCCURRENCE]),
     ]
     by_name = {mechanism.name: mechanism for mechanism in mechanisms}
+    if share < 1:
+        total = _share_of(total, selection_delta, mechanisms, job.privacy.composition)
     return Plan(job, dt.datetime.now(dt.UTC), total, by_name, public, store.new_id(), contract.ledger_url(job))
+
+
+def _share_of(
+    total: budget.Budget,
+    selection_delta: float,
+    mechanisms: Sequence[budget.Mechanism],
+    composition: privacy_filter.Composition,
+) -> budget.Budget:
+    """What one window alone is worth: its epsilon at the Gaussians' whole delta."""
+    cost = math.fsum(privacy_filter.gaussian_cost(composition, mechanism.noise_multiplier) for mechanism in mechanisms)
+    delta = total.total_delta - selection_delta
+    set_aside = math.fsum(mechanism.delta for mechanism in mechanisms)
+    return budget.Budget(privacy_filter.spent_epsilon(composition, cost, delta), delta + set_aside)
 
 
 def event_rules(job: config.Job, now: dt.datetime) -> decode.EventRules:
@@ -215,6 +237,23 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
     """
     with store.Store(job.job.store).running() as kept:
         return _run(job, kept, beam_flags, allow_another)
+
+
+def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = ()) -> Iterator[Path]:
+    """Releases every window that is closed at `until` and that the job hasn't released, in order; yields their paths.
+
+    Raises:
+        As `run`, at the first window that is refused; those before it stay released.
+    """
+    done = {
+        (release["window_start"], release["window_end"])
+        for release in contract.open_ledger(job).releases(job.job.data_set)
+        if (release["job"], release["status"]) == (job.job.name, ledger.PUBLISHED)
+    }
+    for start, end in job.window.closed(until):
+        if (start.isoformat(), end.isoformat()) not in done:
+            window = job.window.model_copy(update={"start": start, "end": end})
+            yield run(job.model_copy(update={"window": window}), beam_flags)
 
 
 def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_another: bool) -> Path:

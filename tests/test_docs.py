@@ -43,6 +43,10 @@ def clone(tmp_path_factory) -> pathlib.Path:
     for old, new in changes.items():
         sample = sample.replace(old, new)
     (target / "my_job.toml").write_text(sample)
+    weeks = '[window]\nsize = "1w"\nbudget_share = 0.02\nend = 2010-12-16\nstart = 2010-12-01'
+    windowed = re.sub(r"\[window\]\nsize.*?\nend[^\n]*", weeks, sample, flags=re.DOTALL)
+    shutil.copy2(target / "mine.parquet", target / "weeks.parquet")
+    (target / "my_weeks.toml").write_text(windowed.replace("mine", "weeks"))
     return target
 
 

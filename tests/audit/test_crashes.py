@@ -23,6 +23,9 @@ def drilled(path, kill) -> list[str]:
 
 @pytest.mark.slow
 def test_kills_at_any_moment_violate_nothing(tmp_path):
+    path = write_job(tmp_path / "first", EVENTS, epsilon=1.0)
+    load(path)
+    assert not crashes.killed_after(path, 600)  # the first one imports
     path = write_job(tmp_path / "timed", EVENTS, epsilon=1.0)
     load(path)
     start = time.perf_counter()

@@ -80,6 +80,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "start": dt.datetime(2025, 1, 1, tzinfo=dt.UTC),
             "end": dt.datetime(2025, 2, 1, tzinfo=dt.UTC),
             "slack_seconds": 0.0,
+            "budget_share": 1.0,
         },
         "selection": {"budget_share": 0.08, "max_partitions_contributed": 500, "delta_share": 0.5},
         "counts": {
