@@ -119,7 +119,7 @@ class Contract:
 
     data_set: str
     unit: str
-    period: str
+    period: periods.Period
     composition: Literal["gaussian", "zcdp"]
     total_epsilon: float
     total_delta: float
@@ -212,6 +212,8 @@ class Ledger:
         try:
             self._engine = _engine(url)
             self._migrate()
+        except LedgerError:
+            raise
         except (sa.exc.SQLAlchemyError, alembic.util.CommandError, OSError, ImportError, ValueError) as error:
             # Without the driver's text: it may show a password.
             raise LedgerError(
@@ -247,20 +249,36 @@ class Ledger:
         with self._reading() as connection:
             return self._contract(connection, data_set)
 
-    def grant(self, data_set: str, total_epsilon: float, total_delta: float, capacity: float, why: str) -> None:
-        """Raises a contract's totals, for every period that is not closed.
+    def grant(
+        self,
+        data_set: str,
+        total_epsilon: float,
+        total_delta: float,
+        capacity: float,
+        why: str,
+        selection_delta: float | None = None,
+    ) -> None:
+        """Raises a contract's totals, for every period that is not closed; `selection_delta` None: as it is.
 
         Raises:
             BudgetRefusedError: there is no contract, or the new totals aren't higher.
         """
         with self._writing() as connection:
             old = self._known(connection, data_set)
-            if not (capacity > old.capacity and total_epsilon >= old.total_epsilon and total_delta >= old.total_delta):
+            aside = old.selection_delta if selection_delta is None else selection_delta
+            is_more = capacity > old.capacity or (capacity == old.capacity and aside > old.selection_delta)
+            is_no_less = total_epsilon >= old.total_epsilon and total_delta >= old.total_delta and aside >= old.selection_delta
+            if not (is_more and is_no_less):
                 raise BudgetRefusedError(
                     f"{data_set!r} has epsilon {old.total_epsilon}, delta {old.total_delta}: a grant must raise them, "
                     f"not to epsilon {total_epsilon}, delta {total_delta}."
                 )
-            raised = {"total_epsilon": total_epsilon, "total_delta": total_delta, "capacity": capacity}
+            raised = {
+                "total_epsilon": total_epsilon,
+                "total_delta": total_delta,
+                "selection_delta": aside,
+                "capacity": capacity,
+            }
             connection.execute(CONTRACTS.update().where(CONTRACTS.c.data_set == data_set).values(raised))
             self._append(connection, "grant", data_set, {**raised, "why": why})
 
@@ -345,11 +363,13 @@ class Ledger:
             known = self._release(connection, address)
         return None if known is None else Grant(known.release_id, known.fence, known.status)
 
-    def releases(self, data_set: str) -> list[dict[str, Any]]:
-        """Returns a data set's releases in the order in which they were reserved; `charge` is decoded."""
+    def releases(self, data_set: str | None = None) -> list[dict[str, Any]]:
+        """Returns the releases of a data set, or of all, in the order in which they were reserved; `charge` is decoded."""
+        query = sa.select(RELEASES).order_by(RELEASES.c.sequence)
+        if data_set is not None:
+            query = query.where(RELEASES.c.data_set == data_set)
         with self._reading() as connection:
-            rows = connection.execute(sa.select(RELEASES).where(RELEASES.c.data_set == data_set).order_by(RELEASES.c.sequence))
-            return [{**row, "charge": json.loads(row["charge"])} for row in rows.mappings()]
+            return [{**row, "charge": json.loads(row["charge"])} for row in connection.execute(query).mappings()]
 
     def charges(self, data_set: str) -> dict[str, list[tuple[float, float]]]:
         """Returns what each release was charged, (cost, delta) for each of its periods."""
@@ -536,6 +556,7 @@ class Ledger:
                 if connection.dialect.name == "postgresql":
                     # Held to the end of the transaction. Without it, two could add to one sum.
                     connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+                    connection.execute(sa.text("set local synchronous_commit = on"))
                 yield connection
 
     def _migrate(self) -> None:
@@ -634,7 +655,7 @@ def _engine(url: str) -> sa.Engine:
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, poolclass=sa.NullPool, connect_args={"connect_timeout": 10})
     if not parsed.database or ":memory:" in parsed.database:
-        raise ValueError("a ledger in memory would forget.")
+        raise LedgerError("privacy.ledger: a ledger in memory would forget; name a file, as in sqlite:///PATH.")
     path = Path(parsed.database)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
@@ -644,7 +665,7 @@ def _engine(url: str) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _no_begin_of_its_own(connection: Any, record: Any) -> None:
         connection.isolation_level = None
-        connection.execute("pragma synchronous = full")
+        connection.execute("pragma synchronous = extra")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:

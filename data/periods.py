@@ -37,6 +37,18 @@ def names(period: Period, start: dt.datetime, end: dt.datetime) -> list[str]:
     return [_name(period, day) for day in found]
 
 
+def is_name(period: Period, name: str) -> bool:
+    """Says whether a text is the name of such a period."""
+    if period == "lifetime":
+        return name == LIFETIME
+    form = {"month": "%Y-%m-%d", "week": "%G-W%V-%u", "day": "%Y-%m-%d"}[period]
+    try:
+        day = dt.datetime.strptime(name + {"month": "-01", "week": "-1", "day": ""}[period], form).date()
+    except ValueError:
+        return False
+    return _name(period, day) == name
+
+
 def _begin(period: Period, day: dt.date) -> dt.date:
     if period == "month":
         return day.replace(day=1)

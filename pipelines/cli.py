@@ -158,21 +158,21 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
 
     job, beam_flags = config.load(arguments.job, flags)
     refused: errors.UserError | None = None
-    released = 0
+    released: list[Path] = []
     try:
-        for _ in _releases(job, beam_flags, arguments):
-            released += 1
+        for path in _releases(job, beam_flags, arguments):
+            released.append(path)  # noqa: PERF402  those before a refusal count
     except errors.UserError as error:
         # What was released before goes on; what was refused is said in the end.
         refused = error
-    if released:
-        train.run(job)
+    if released or (not refused and publish.is_due(job)):
+        train.run(job, released[-1].name if released else None)
         publish.run(job)
         _remember(job.job.store)
+    elif not refused:
+        log.info("nothing to do: no window is closed that was not released before")
     if refused:
         raise refused
-    if not released:
-        log.info("nothing to do: no window is closed that was not released before")
 
 
 def _release(arguments: argparse.Namespace, flags: list[str]) -> None:

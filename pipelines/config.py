@@ -287,6 +287,16 @@ class Job(pydantic_settings.BaseSettings):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _ledger_outside_the_store(self) -> "Job":
+        path = (self.privacy.ledger or "").partition("sqlite:///")[2]
+        if path and Path(path).resolve().is_relative_to(self.job.store.resolve()):
+            raise ValueError(
+                f"privacy.ledger = {path!r} lies in job.store = {str(self.job.store)!r}: deleting the store would "
+                "bring its budget back"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _whole_budget(self) -> "Job":
         shares = {name: getattr(self, name).budget_share for name in _SHARES}
         if abs(sum(shares.values()) - 1) > 1e-9:

@@ -3,6 +3,7 @@
 A job only ever asks. What may be spent stands in the ledger, and only `grant` raises it, for all to see.
 """
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import ledger, store
+from data import ledger, periods, store
 from pipelines import config
 from transforms.ingest import pseudonym
 from transforms.privacy import filter as privacy_filter
@@ -40,7 +41,8 @@ def ledger_url(job: config.Job) -> str:
 
 def source_fingerprint(job: config.Job) -> str:
     """Names where events come from, as hex digits."""
-    source = {"kind": job.source.kind, "paths": sorted(job.source.paths)}
+    paths = {path if "://" in path else os.path.abspath(path) for path in job.source.paths}  # noqa: PTH100  a pattern stays one
+    source = {"kind": job.source.kind, "paths": sorted(paths)}
     return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
 
 
@@ -78,7 +80,11 @@ def init(job: config.Job) -> None:
         ledger.BudgetRefusedError: there is another contract, or the source has another name.
     """
     book, wanted = open_ledger(job), contract_of(job)
-    if book.contract(wanted.data_set) != wanted:
+    there = book.contract(wanted.data_set)
+    # What was raised since is not taken back.
+    raised = ("total_epsilon", "total_delta", "selection_delta", "capacity")
+    is_same = there and dataclasses.replace(wanted, **{name: getattr(there, name) for name in raised}) == there
+    if not (there and is_same and all(getattr(there, name) >= getattr(wanted, name) for name in raised)):
         book.init(wanted)
 
 
@@ -91,20 +97,20 @@ def show(job: config.Job) -> Iterator[str]:
         f"period ({contract.period}), composition {contract.composition}"
     )
     releases = book.releases(contract.data_set)
-    cost = (
-        sum(_cost(contract.composition, mechanism) for mechanism in releases[-1]["charge"]["mechanisms"]) if releases else 0.0
-    )
+    last = releases[-1]["charge"]["mechanisms"] if releases else []
+    cost = sum(_cost(contract.composition, mechanism) for mechanism in last)
+    aside = sum(mechanism["delta"] for mechanism in last)
     delta = contract.total_delta - contract.selection_delta
     for spent in book.spent(contract.data_set):
         used = privacy_filter.spent_epsilon(contract.composition, spent.cost, delta)
-        left = "closed" if spent.is_closed else _left(contract.capacity - spent.cost, cost)
+        rooms = [(contract.capacity - spent.cost) / cost] if cost else []
+        rooms += [(contract.selection_delta - spent.delta) / aside] if aside else []
+        # A hair against rounding: shares are charged a hair below what they say.
+        room = max(0, math.floor(min(rooms) + 1e-12)) if rooms else 0
+        left = "closed" if spent.is_closed else f"room for {room} more like the last one"
         yield f"{spent.period}: {spent.releases} release(s) spent epsilon {used:.4g} of {contract.total_epsilon:g}; {left}"
     if not releases:
         yield "nothing is spent yet"
-
-
-def _left(capacity: float, cost: float) -> str:
-    return f"room for {max(0, math.floor(capacity / cost))} more like the last one" if cost else "nothing is spent yet"
 
 
 def grant(job: config.Job, total_epsilon: float, total_delta: float | None, why: str) -> None:
@@ -117,17 +123,29 @@ def grant(job: config.Job, total_epsilon: float, total_delta: float | None, why:
     book = open_ledger(job)
     old = _known(book, job)
     delta = old.total_delta if total_delta is None else total_delta
-    if not (math.isfinite(total_epsilon) and total_epsilon > 0 and old.selection_delta < delta < 1):
+    if not (math.isfinite(total_epsilon) and total_epsilon > 0 and 0 < delta < 1):
         raise config.JobFileError(
-            f"budget grant: epsilon must be above 0 and delta in ({old.selection_delta:g}, 1), not {total_epsilon} and {delta}."
+            f"budget grant: epsilon must be above 0 and delta in (0, 1), not {total_epsilon} and {delta}."
         )
-    capacity = privacy_filter.capacity(old.composition, total_epsilon, delta - old.selection_delta)
-    book.grant(old.data_set, total_epsilon, delta, capacity, why)
+    # Selection keeps its share of delta.
+    aside = old.selection_delta / old.total_delta * delta
+    capacity = privacy_filter.capacity(old.composition, total_epsilon, delta - aside)
+    book.grant(old.data_set, total_epsilon, delta, capacity, why, aside)
 
 
 def close(job: config.Job, period: str) -> None:
-    """Closes a period for good."""
-    open_ledger(job).close(job.job.data_set, period)
+    """Closes a period for good.
+
+    Raises:
+        config.JobFileError: it is not the name of one.
+    """
+    book = open_ledger(job)
+    kind = _known(book, job).period
+    if not periods.is_name(kind, period):
+        raise config.JobFileError(
+            f"budget close: {period!r} is not the name of a period ({kind}); `budget show` has such names."
+        )
+    book.close(job.job.data_set, period)
 
 
 def history(job: config.Job) -> Iterator[str]:
@@ -170,7 +188,7 @@ def verify(job: config.Job, head: str | None) -> str:
         if any(not math.isclose(cost, was, rel_tol=1e-9) or delta > aside for was, aside in charged[release["release_id"]]):
             raise ledger.LedgerError(f"release {release['release_id']} was charged for other noise than it says.")
     kept = store.Store(job.job.store)
-    kept.check(releases)
+    kept.check(book.releases())
     for manifest in kept.published(releases):
         [release] = [release for release in releases if release["release_id"] == manifest["release_id"]]
         if manifest["mechanisms"] != release["charge"]["mechanisms"]:

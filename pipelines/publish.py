@@ -28,7 +28,12 @@ def run(job: config.Job) -> Path:
         raise errors.NothingThereError(f"{kept.path} holds no model yet: `sottovoce train` makes one.")
     trained = json.loads((model / "manifest.json").read_text())
     releases = contract.open_ledger(job).releases(job.job.data_set)
-    [manifest] = [m for m in kept.published(releases) if m["release_id"] == trained["release_ids"][-1]]
+    manifests = {manifest["release_id"]: manifest for manifest in kept.published(releases)}
+    if trained["release_ids"][-1] not in manifests:
+        raise errors.NothingThereError(
+            f"{kept.path} holds a model, but not the release that it was trained on: put it back, or `sottovoce train` anew."
+        )
+    manifest = manifests[trained["release_ids"][-1]]
     version = database.publish(
         kept.path,
         database.Contents(
@@ -48,6 +53,20 @@ def run(job: config.Job) -> Path:
     )
     log.info("published %s", version)
     return version
+
+
+def is_due(job: config.Job) -> bool:
+    """Says whether there is a release that the current database doesn't come from: a run may have ended before it was there."""
+    kept = store.Store(job.job.store)
+    published = kept.published(contract.open_ledger(job).releases(job.job.data_set))
+    if not published:
+        return False
+    try:
+        with database.connect(kept.path) as connection:
+            [(release_ids,)] = connection.sql("select release_ids from model_versions").fetchall()
+    except errors.NothingThereError:
+        return True
+    return release_ids[-1] != published[-1]["release_id"]
 
 
 def _read(model: Path, name: str, schema: pa.Schema) -> pa.Table:

@@ -74,13 +74,13 @@ class Plan:
             "settings": settings(self.job),
         }
 
-    def request(self, key: bytes, digests: dict[str, str], again: str | None) -> ledger.Request:
+    def request(self, key: bytes, digests: dict[str, str], again: int) -> ledger.Request:
         """What the ledger is asked for. The same query of the same data is the same release.
 
         Args:
             key: of the pseudonyms.
             digests: of the files that are read, by path.
-            again: a random name, to have a release that is there already once more.
+            again: how many of the same were published before.
         """
         job, composition = self.job, self.job.privacy.composition
         items = [] if self.catalogue is None else self.catalogue.table["item_id"].to_pylist()
@@ -146,9 +146,11 @@ def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
     }
     sigma = budget.noise_multipliers(total, shares, selection_delta, job.privacy.composition)
     sigma = {name: multiplier / math.sqrt(share) for name, multiplier in sigma.items()}
+    # As sigma: so that the windows' parts add up to no more than the whole.
+    window_share = share if share == 1 else share * (1 - 1e-9)
     l0 = math.sqrt(job.counts.max_partitions_contributed)
     mechanisms = [
-        budget.Mechanism(budget.SELECTION, sigma[budget.SELECTION], delta=selection_delta * share),
+        budget.Mechanism(budget.SELECTION, sigma[budget.SELECTION], delta=selection_delta * window_share),
         budget.Mechanism(budget.COUNTS_USERS, sigma[budget.COUNTS_USERS], l0),
         budget.Mechanism(budget.COUNTS_EVENTS, sigma[budget.COUNTS_EVENTS], l0 * job.counts.max_contributions_per_partition),
         budget.Mechanism(budget.COOCCURRENCE, sigma[budget.COOCCURRENCE]),
@@ -245,33 +247,47 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
     Raises:
         As `run`, at the first window that is refused; those before it stay released.
     """
+    if until > dt.datetime.now(dt.UTC):
+        raise config.JobFileError(f"--until {until.isoformat()}: is yet to come; a window that is not over can't be closed.")
     done = {
-        (release["window_start"], release["window_end"])
-        for release in contract.open_ledger(job).releases(job.job.data_set)
+        (release["window_start"], release["window_end"]): release["release_id"]
+        for release in _settled(job)
         if (release["job"], release["status"]) == (job.job.name, ledger.PUBLISHED)
     }
+    for release_id in done.values():
+        _shown(store.Store(job.job.store), release_id)
     for start, end in job.window.closed(until):
         if (start.isoformat(), end.isoformat()) not in done:
             window = job.window.model_copy(update={"start": start, "end": end})
             yield run(job.model_copy(update={"window": window}), beam_flags)
 
 
+def _settled(job: config.Job) -> list[dict[str, Any]]:
+    """Ends what a crash cut short in the job's store; returns the releases of its data set."""
+    book = contract.open_ledger(job)
+    with store.Store(job.job.store).running() as kept:
+        kept.check(book.releases())
+        if book.contract(job.job.data_set):
+            kept.settle(book.releases())
+    return book.releases(job.job.data_set)
+
+
 def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_another: bool) -> Path:
     book = contract.open_ledger(job)
-    releases = book.releases(job.job.data_set)
-    kept.settle(releases)
-    kept.check(releases)
+    kept.check(book.releases())
     public = load_catalogue(job)
     _check_memory(job, public)
     planned = plan(job, public)
     rules = event_rules(job, planned.now)
     fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
     key = pseudonym.read_key(job.privacy.key_file)
-    digests = sources.digests(fragments)
-    request = planned.request(key, digests, store.new_id() if allow_another else None)
-    if released := _released(book, request, kept):
-        return released
+    request = _request(book, planned, key, sources.digests(fragments), allow_another)
     book.check(request)
+    kept.settle(book.releases())
+    found = book.find(request)
+    if found and found.status == ledger.PUBLISHED:
+        log.info("%s holds this release: reading it back, at no cost", kept.path)
+        return _shown(kept, found.release_id)
     ingest = events.IngestEvents(
         fragments,
         rules,
@@ -305,18 +321,24 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
     return kept.release_path(record["release_id"])
 
 
-def _released(book: ledger.Ledger, request: ledger.Request, kept: store.Store) -> Path | None:
-    """The release that the request asks for, if it was published before."""
-    found = book.find(request)
-    if found is None or found.status != ledger.PUBLISHED:
-        return None
-    path = kept.release_path(found.release_id)
+def _request(book: ledger.Ledger, planned: Plan, key: bytes, digests: dict[str, str], allow_another: bool) -> ledger.Request:
+    """The job's request; with `allow_another` the first that was not published before, a crashed one is gone on with."""
+    request = planned.request(key, digests, 0)
+    again = 0
+    while allow_another and (found := book.find(request)) and found.status == ledger.PUBLISHED:
+        again += 1
+        request = planned.request(key, digests, again)
+    return request
+
+
+def _shown(kept: store.Store, release_id: str) -> Path:
+    """Where a published release lies."""
+    path = kept.release_path(release_id)
     if not path.exists():
         raise errors.AlreadyReleasedError(
-            f"{kept.path} doesn't hold release {found.release_id}, which was published and paid for: put that store back. "
+            f"{kept.path} doesn't hold release {release_id}, which was published and paid for: put that store back. "
             "Drawing it anew charges every user once more: ask for it with --new-release."
         )
-    log.info("%s holds this release: reading it back, at no cost", kept.path)
     return path
 
 

@@ -13,8 +13,8 @@ from transforms.privacy import budget
 log = logging.getLogger(__name__)
 
 
-def run(job: config.Job) -> Path:
-    """Trains on the newest release; returns the model's directory.
+def run(job: config.Job, release_id: str | None = None) -> Path:
+    """Trains on a release, without a name on the newest; returns the model's directory.
 
     Raises:
         errors.NothingThereError: there is no release yet.
@@ -23,7 +23,7 @@ def run(job: config.Job) -> Path:
     published = kept.published(contract.open_ledger(job).releases(job.job.data_set))
     if not published:
         raise errors.NothingThereError(f"{kept.path} holds no release yet: `sottovoce release` makes one.")
-    manifest = published[-1]
+    [manifest] = [each for each in published if each["release_id"] == release_id] or published[-1:]
     log.info("training on release %s", manifest["release_id"])
     [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
     items = kept.read_table(manifest, "items", tables.ITEMS)

@@ -80,7 +80,8 @@ def _slices(batch: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
     bucket = (_user_hash(columns["privacy_id"]) % np.uint64(buckets)).astype(np.uint16)
     order = np.argsort(bucket, kind="stable")
     for name in _REPETITIVE:
-        columns[name] = codes.column(columns[name].indices.to_numpy(), columns[name].dictionary)
+        # What dead and dropped rows had goes no further.
+        columns[name] = codes.compact(columns[name])
     pseudonyms = _take_pseudonyms(columns.pop("privacy_id"), order)
     others = {name: column.take(pa.array(order)) for name, column in columns.items()}
     ordered = pa.table({"privacy_id": pseudonyms, **others}).select(names)

@@ -102,3 +102,22 @@ def test_an_empty_window_is_refused(period, end):
 )
 def test_periods_are_those_of_utc_whatever_the_windows_time_zone(start, end, names):
     assert periods.names("day", start, end) == names
+
+
+@pytest.mark.parametrize(
+    ("period", "name", "is_one"),
+    [
+        ("lifetime", "lifetime", True),
+        ("lifetime", "lifetme", False),
+        ("month", "2025-01", True),
+        ("month", "2025-13", False),
+        ("month", "2025-1", False),
+        ("week", "2025-W01", True),
+        ("week", "2025-W54", False),
+        ("day", "2025-02-28", True),
+        ("day", "2025-02-30", False),
+        ("day", "lifetime", False),
+    ],
+)
+def test_names_of_periods_are_told_from_other_texts(period, name, is_one):
+    assert periods.is_name(period, name) == is_one

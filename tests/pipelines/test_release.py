@@ -282,6 +282,48 @@ def test_no_job_raises_its_own_budget(tmp_path, flags, message):
     assert charges(load(path)) == []
 
 
+def test_a_crashed_second_release_is_gone_on_with_and_not_paid_again(tmp_path, monkeypatch):
+    path = write_job(tmp_path, EVERYBODY, epsilon=0.5)
+    load(path, "--privacy.total_epsilon=2")
+    job = load(path)
+    release.run(job)
+    with monkeypatch.context() as crash:
+        crash.setattr(store.Store, "finish", lambda *_: 1 / 0)
+        with pytest.raises(Exception, match="division by zero"):
+            release.run(job, allow_another=True)
+    release.run(job, allow_another=True)
+    assert [charge["status"] for charge in charges(job)] == ["published", "published"]
+
+
+def test_what_is_published_is_what_was_run(tmp_path):
+    """Run A, then B, then A again: the database is A's."""
+    path = write_job(tmp_path, EVERYBODY, epsilon=0.5)
+    load(path, "--privacy.total_epsilon=2")
+    for flags in ([], ["--counts.max_partitions_contributed=2"], []):
+        assert cli.main(["run", str(path), *flags]) == 0
+    with database.connect(tmp_path / "store") as connection:
+        [(release_ids,)] = connection.sql("select release_ids from model_versions").fetchall()
+    assert release_ids == [charges(load(path))[0]["release_id"]]
+
+
+def test_what_dead_rows_had_goes_no_further(tmp_path, caplog):
+    """Values of dead rows are in the same dictionaries as those of events."""
+    write_job(tmp_path, [])
+    times = pa.array([dt.datetime(2025, 1, 10, tzinfo=dt.UTC)] * 4)
+    columns = {
+        "privacy_id": pa.array(["ann", "bob", "cat", ""], pa.large_string()),
+        "item_id": pa.array(["a", "a", "", "a"], pa.large_string()),
+        "event_type": pa.array(["view", "secret text", "view", "view"], pa.large_string()),
+        "event_time": times,
+        **{name: pa.nulls(4, pa.string()) for name in ("event_id", "value", "arrival_time")},
+    }
+    pq.write_table(pa.table(columns), tmp_path / "events.parquet")
+    flags = ["--source.kind=parquet", "--source.paths", f'["{tmp_path}/events.parquet"]', "--source.max_malformed_share=1"]
+    found = released(load(tmp_path / "job.toml", *flags))
+    assert nonzero(found["counts"]) == {("a", "view"): (1, 1)}
+    assert "secret text" not in caplog.text
+
+
 @pytest.mark.parametrize("store_is", ["deleted", "moved"])
 def test_neither_a_deleted_nor_another_store_brings_budget_back(tmp_path, store_is):
     path = write_job(tmp_path, EVERYBODY, epsilon=1.0)

@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from data import ledger, store, tables
+from data import errors, ledger, store, tables
 from pipelines import cli, config, contract, release
 from tests.pipelines.example import charges, load, published, view, write_job
 
@@ -64,6 +64,39 @@ def test_a_period_has_room_for_as_many_windows_as_its_shares(tmp_path):
         list(release.run_until(job, until(20)))
     [spent] = contract.open_ledger(job).spent("test")
     assert spent.releases == 4
+
+
+def test_a_time_to_come_is_refused(tmp_path):
+    job = load(write_job(tmp_path, EVENTS), *FLAGS, "--window.start=2090-01-01", "--window.end=2090-02-01")
+    with pytest.raises(config.JobFileError, match="is yet to come"):
+        list(release.run_until(job, dt.datetime(2090, 1, 5, tzinfo=dt.UTC)))
+    assert charges(job) == []
+
+
+def test_a_window_that_a_crash_left_hidden_is_shown_by_the_next_run(tmp_path, monkeypatch):
+    job = load(write_job(tmp_path, EVENTS), *FLAGS)
+    with monkeypatch.context() as crash:
+        crash.setattr(store.Store, "show", lambda *_: 1 / 0)
+        with pytest.raises(Exception, match="division by zero"):
+            list(release.run_until(job, until(2)))
+    assert published(job) == []
+    assert list(release.run_until(job, until(2))) == []
+    assert len(published(job)) == len(charges(job)) == 1
+
+
+def test_a_window_whose_store_is_gone_is_not_passed_over(tmp_path):
+    path = write_job(tmp_path, EVENTS)
+    list(release.run_until(load(path, *FLAGS), until(2)))
+    with pytest.raises(errors.AlreadyReleasedError, match="put that store back"):
+        list(release.run_until(load(path, *FLAGS, "--job.store", str(tmp_path / "elsewhere")), until(2)))
+
+
+def test_a_run_that_ended_before_the_database_was_there_is_finished_by_the_next(tmp_path):
+    path = write_job(tmp_path, EVENTS)
+    list(release.run_until(load(path, *FLAGS), until(2)))
+    for _ in range(2):
+        assert cli.main(["run", str(path), *FLAGS, "--until", "2025-01-02"]) == 0
+    assert [version.name for version in (tmp_path / "store" / "versions").glob("*.duckdb")] == ["1.duckdb"]
 
 
 def test_each_window_is_charged_to_its_own_period(tmp_path):
