@@ -212,12 +212,11 @@ class Ledger:
         try:
             self._engine = _engine(url)
             self._migrate()
-        except LedgerError:
-            raise
-        except (sa.exc.SQLAlchemyError, alembic.util.CommandError, OSError, ImportError, ValueError) as error:
+        except (LedgerError, sa.exc.SQLAlchemyError, alembic.util.CommandError, OSError, ImportError, ValueError) as error:
             # Without the driver's text: it may show a password.
             raise LedgerError(
-                f"privacy.ledger = {_shown(url)}: can't be opened ({type(error).__name__}). Is the server there, is the file a "
+                f"privacy.ledger = {_shown(url)}: can't be opened ({type(error.__context__ or error).__name__}). "
+                "Is the server there, is the file a "
                 "ledger, may you write to it? PostgreSQL needs `pip install sottovoce[postgresql]`."
             ) from None
 
@@ -655,7 +654,7 @@ def _engine(url: str) -> sa.Engine:
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, poolclass=sa.NullPool, connect_args={"connect_timeout": 10})
     if not parsed.database or ":memory:" in parsed.database:
-        raise LedgerError("privacy.ledger: a ledger in memory would forget; name a file, as in sqlite:///PATH.")
+        raise ValueError("a ledger in memory would forget.")
     path = Path(parsed.database)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)

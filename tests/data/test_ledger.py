@@ -191,7 +191,9 @@ def test_a_grant_lets_more_through_and_its_reason_stays(kept):
     with pytest.raises(ledger.BudgetRefusedError, match=r"epsilon 1\.1"):
         kept.reserve(another(5))
     [granted] = [row["body"] for row in kept.history("shop") if row["kind"] == "grant"]
-    assert granted == {"total_epsilon": 1.1, "total_delta": 1e-6, "capacity": 1.25, "why": "the board agreed"}
+    aside = CONTRACT.selection_delta
+    totals = {"total_epsilon": 1.1, "total_delta": 1e-6, "selection_delta": aside, "capacity": 1.25}
+    assert granted == {**totals, "why": "the board agreed"}
 
 
 def test_a_closed_period_releases_nothing_more(kept):
