@@ -15,7 +15,6 @@ import hmac
 import json
 import math
 import secrets
-import typing
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,9 +25,9 @@ import alembic.config
 import alembic.util
 import sqlalchemy as sa
 
-from data import errors, periods
+from data import errors, periods, store
 
-RESERVED, PUBLISHED, REFUSED = "reserved", "published", "refused"
+RESERVED, PUBLISHED, REFUSED = store.RESERVED, store.PUBLISHED, "refused"
 GENESIS = "0" * 64
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -153,7 +152,7 @@ class Request:
     source: str
     key_fingerprint: str
     unit: str
-    period: str
+    period: periods.Period
     composition: str
     content: dict[str, Any]
     window_start: dt.datetime
@@ -169,6 +168,11 @@ class Request:
         for name in ("cost", "delta"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"Request: {name} must be finite and at least 0, not {getattr(self, name)}.")
+
+    @property
+    def touched(self) -> list[str]:
+        """The names of the periods that the window touches."""
+        return periods.names(self.period, self.window_start, self.window_end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,16 +213,10 @@ class Ledger:
     """
 
     def __init__(self, url: str):
-        try:
+        self._shown = _shown(url)
+        with self._named_errors(sa.exc.SQLAlchemyError, alembic.util.CommandError, OSError, ImportError, ValueError):
             self._engine = _engine(url)
             self._migrate()
-        except (LedgerError, sa.exc.SQLAlchemyError, alembic.util.CommandError, OSError, ImportError, ValueError) as error:
-            # Without the driver's text: it may show a password.
-            raise LedgerError(
-                f"privacy.ledger = {_shown(url)}: can't be opened ({type(error.__context__ or error).__name__}). "
-                "Is the server there, is the file a "
-                "ledger, may you write to it? PostgreSQL needs `pip install sottovoce[postgresql]`."
-            ) from None
 
     # Contract
 
@@ -312,16 +310,12 @@ class Ledger:
         Raises:
             BudgetRefusedError: no contract, not its source or key, a closed period, or too little left. Kept in the history.
         """
-        refusal = None
         with self._writing() as connection:
-            address = self._address(connection, request)
-            known = self._release(connection, address)
-            if known is not None and known.status == PUBLISHED:
-                return Grant(known.release_id, known.fence, PUBLISHED)
-            refusal = self._refusal(connection, request, is_paid=known is not None)
+            known, refusal = self._decide(connection, request)
             if refusal is None:
-                return self._grant(connection, request, address, known)
-            self._append(connection, REFUSED, request.data_set, {"charge": request.charge, "why": refusal})
+                if known is not None and known.status == PUBLISHED:
+                    return Grant(known.release_id, known.fence, PUBLISHED)
+                return self._grant(connection, request, known)
         raise BudgetRefusedError(refusal)
 
     def publish(self, release_id: str, fence: int, attempt: str) -> bool:
@@ -345,21 +339,14 @@ class Ledger:
             BudgetRefusedError: as `reserve`.
         """
         with self._writing() as connection:
-            address = self._address(connection, request)
-            known = self._release(connection, address)
-            if known is not None and known.status == PUBLISHED:
-                return
-            refusal = self._refusal(connection, request, is_paid=known is not None)
-            if refusal:
-                self._append(connection, REFUSED, request.data_set, {"charge": request.charge, "why": refusal})
-        if refusal:
+            _, refusal = self._decide(connection, request)
+        if refusal is not None:
             raise BudgetRefusedError(refusal)
 
     def find(self, request: Request) -> Grant | None:
         """Returns the release that has the request's content, if it was ever reserved; changes nothing."""
         with self._reading() as connection:
-            address = self._address(connection, request)
-            known = self._release(connection, address)
+            known = self._release(connection, request)
         return None if known is None else Grant(known.release_id, known.fence, known.status)
 
     def releases(self, data_set: str | None = None) -> list[dict[str, Any]]:
@@ -419,6 +406,16 @@ class Ledger:
 
     # Inside
 
+    def _decide(self, connection: sa.Connection, request: Request) -> tuple[Any, str | None]:
+        """The release that has the request's content, if any, and why the request is refused, which is written down."""
+        known = self._release(connection, request)
+        if known is not None and known.status == PUBLISHED:
+            return known, None
+        refusal = self._refusal(connection, request, is_paid=known is not None)
+        if refusal is not None:
+            self._append(connection, REFUSED, request.data_set, {"charge": request.charge, "why": refusal})
+        return known, refusal
+
     def _refusal(self, connection: sa.Connection, request: Request, is_paid: bool) -> str | None:
         contract = self._contract(connection, request.data_set)
         if contract is None:
@@ -440,12 +437,11 @@ class Ledger:
         if differ := [name for name in terms if getattr(request, name) != getattr(contract, name)]:
             said = ", ".join(f"privacy.{name} = {getattr(request, name)!r}, not {getattr(contract, name)!r}" for name in differ)
             return f"{request.data_set!r} has another contract in the ledger: {said}."
-        touched = _touched(request)
-        if closed := sorted(self._closed(connection, request.data_set) & set(touched)):
+        if closed := sorted(self._closed(connection, request.data_set) & set(request.touched)):
             return f"{request.data_set!r}: {', '.join(closed)} is closed; nothing of it is released any more."
         if is_paid:
             return None
-        for period in touched:
+        for period in request.touched:
             cost, delta = connection.execute(
                 sa.select(
                     sa.func.coalesce(sa.func.sum(CHARGES.c.cost), 0.0), sa.func.coalesce(sa.func.sum(CHARGES.c.delta), 0.0)
@@ -462,7 +458,7 @@ class Ledger:
                 )
         return None
 
-    def _grant(self, connection: sa.Connection, request: Request, address: str, known: Any) -> Grant:
+    def _grant(self, connection: sa.Connection, request: Request, known: Any) -> Grant:
         if known is not None:
             fence = known.fence if known.attempt == request.attempt else known.fence + 1
             held = RELEASES.c.release_id == known.release_id
@@ -475,7 +471,7 @@ class Ledger:
             "release_id": uuid.uuid4().hex,
             "sequence": 1 + (connection.scalar(sa.select(sa.func.max(RELEASES.c.sequence))) or 0),
             "data_set": request.data_set,
-            "address": address,
+            "address": self._address(connection, request),
             "window_start": request.window_start.isoformat(),
             "window_end": request.window_end.isoformat(),
             "status": RESERVED,
@@ -494,7 +490,7 @@ class Ledger:
                 "cost": request.cost,
                 "delta": request.delta,
             }
-            for period in _touched(request)
+            for period in request.touched
         ]
         connection.execute(RELEASES.insert().values(row))
         connection.execute(CHARGES.insert(), charges)
@@ -513,17 +509,25 @@ class Ledger:
         if not secret:
             raise LedgerError("the ledger has lost its secret: what was published can't be told from what is new.")
         # The cost too: a release that would be drawn with other noise is another one.
-        content = json.dumps(
-            [request.data_set, request.content, request.cost, request.delta, _touched(request)], sort_keys=True
-        )
+        content = json.dumps([request.data_set, request.content, request.cost, request.delta, request.touched], sort_keys=True)
         return hmac.digest(secret, content.encode(), hashlib.sha256).hex()
 
-    def _release(self, connection: sa.Connection, address: str) -> Any:
-        return connection.execute(sa.select(RELEASES).where(RELEASES.c.address == address)).one_or_none()
+    def _release(self, connection: sa.Connection, request: Request) -> Any:
+        held = RELEASES.c.address == self._address(connection, request)
+        return connection.execute(sa.select(RELEASES).where(held)).one_or_none()
 
     def _contract(self, connection: sa.Connection, data_set: str) -> Contract | None:
         row = connection.execute(sa.select(CONTRACTS).where(CONTRACTS.c.data_set == data_set)).mappings().one_or_none()
         return None if row is None else Contract(**row)
+
+    def known(self, data_set: str) -> Contract:
+        """As `contract`, where there must be one.
+
+        Raises:
+            BudgetRefusedError: there is none.
+        """
+        with self._reading() as connection:
+            return self._known(connection, data_set)
 
     def _known(self, connection: sa.Connection, data_set: str) -> Contract:
         contract = self._contract(connection, data_set)
@@ -535,8 +539,21 @@ class Ledger:
         return set(connection.scalars(sa.select(CLOSED.c.period).where(CLOSED.c.data_set == data_set)))
 
     @contextlib.contextmanager
+    def _named_errors(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Without the driver's text: it may show a password, or what is in the ledger."""
+        try:
+            yield
+        except LedgerError:
+            raise
+        except kinds as error:
+            raise LedgerError(
+                f"privacy.ledger = {self._shown}: can't be opened or used ({type(error).__name__}). Is the server there, is "
+                "the file a ledger, may you write to it? PostgreSQL needs `pip install sottovoce[postgresql]`."
+            ) from None
+
+    @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        with _named_errors(), self._engine.connect() as connection:
+        with self._named_errors(sa.exc.SQLAlchemyError), self._engine.connect() as connection:
             if connection.dialect.name == "postgresql":
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -545,7 +562,7 @@ class Ledger:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         """A transaction that no other writer is in: what it reads stays true until it commits."""
-        with _named_errors(), self._engine.connect() as connection:
+        with self._named_errors(sa.exc.SQLAlchemyError), self._engine.connect() as connection:
             if connection.dialect.name == "sqlite":
                 connection.info["is_writing"] = True
             else:
@@ -608,25 +625,12 @@ def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:
     return {name: {tuple(row[column] for column in _KEPT[name]) for row in rows} for name, rows in told.items()}
 
 
-def _touched(request: Request) -> list[str]:
-    return periods.names(typing.cast(periods.Period, request.period), request.window_start, request.window_end)
-
-
 def _hash(previous: str, *parts: Any) -> str:
     return hashlib.sha256(json.dumps([previous, *parts]).encode()).hexdigest()
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _named_errors() -> Iterator[None]:
-    """The driver's own text may show what is in the ledger."""
-    try:
-        yield
-    except sa.exc.SQLAlchemyError as error:
-        raise LedgerError(f"the ledger can't be used ({type(error).__name__}): is its database there, and in order?") from None
 
 
 def _now() -> str:

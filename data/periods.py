@@ -7,6 +7,14 @@ Period = Literal["lifetime", "month", "week", "day"]
 
 LIFETIME = "lifetime"
 
+SHORTEST: dict[Period, dt.timedelta] = {
+    "lifetime": dt.timedelta.max,
+    "month": dt.timedelta(days=28),
+    "week": dt.timedelta(days=7),
+    "day": dt.timedelta(days=1),
+}
+"""How long a window may be to fit wherever it lies."""
+
 
 def names(period: Period, start: dt.datetime, end: dt.datetime) -> list[str]:
     """Names the periods that the window [start, end) touches, in order: a release of it is charged in each.

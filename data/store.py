@@ -23,7 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import errors
-from data.ledger import PUBLISHED
+
+RESERVED, PUBLISHED = "reserved", "published"
+"""What the ledger says of a release."""
 
 
 class Store:

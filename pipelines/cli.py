@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import errors
+from data import errors, state
 
 if TYPE_CHECKING:
     from pipelines import config
@@ -96,13 +96,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    for name, action, text in (
-        ("init", _budget_init, "write the job's [privacy] down as its data set's contract"),
-        ("show", _budget_show, "the contract, and what is left of it in each period"),
-        ("grant", _budget_grant, "raise the contract's totals; it stays in the history"),
-        ("close", _budget_close, "close a period for good: nothing of it is released any more"),
-        ("history", _budget_history, "every change, with the hash of the chain then"),
-        ("verify", _budget_verify, "check the chain, the charges and the store; prints the newest hash, to keep elsewhere"),
+    for name, text in (
+        ("init", "write the job's [privacy] down as its data set's contract"),
+        ("show", "the contract, and what is left of it in each period"),
+        ("grant", "raise the contract's totals; it stays in the history"),
+        ("close", "close a period for good: nothing of it is released any more"),
+        ("history", "every change, with the hash of the chain then"),
+        ("verify", "check the chain, the charges and the store; prints the newest hash, to keep elsewhere"),
     ):
         budget = actions.add_parser(name, help=text, allow_abbrev=False)
         budget.add_argument("job", type=Path, metavar="JOB.toml")
@@ -114,43 +114,26 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
             budget.add_argument("--period", required=True, help="its name, as `budget show` has it")
         if name == "verify":
             budget.add_argument("--head", help="a hash that `verify` printed before")
-        budget.set_defaults(command=action, takes_flags=True)
+        budget.set_defaults(command=_budget, action=name, takes_flags=True)
 
 
-def _budget_init(arguments: argparse.Namespace, flags: list[str]) -> None:
+def _budget(arguments: argparse.Namespace, flags: list[str]) -> None:
     from pipelines import contract
 
-    contract.init(_own_flags_only(arguments, flags))
-
-
-def _budget_show(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from pipelines import contract
-
-    print("\n".join(contract.show(_own_flags_only(arguments, flags))))
-
-
-def _budget_grant(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from pipelines import contract
-
-    contract.grant(_own_flags_only(arguments, flags), arguments.epsilon, arguments.delta, arguments.why)
-
-
-def _budget_close(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from pipelines import contract
-
-    contract.close(_own_flags_only(arguments, flags), arguments.period)
-
-
-def _budget_history(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from pipelines import contract
-
-    print("\n".join(contract.history(_own_flags_only(arguments, flags))))
-
-
-def _budget_verify(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from pipelines import contract
-
-    print(contract.verify(_own_flags_only(arguments, flags), arguments.head))
+    job = _own_flags_only(arguments, flags)
+    match arguments.action:
+        case "init":
+            contract.init(job)
+        case "show":
+            print("\n".join(contract.show(job)))
+        case "grant":
+            contract.grant(job, arguments.epsilon, arguments.delta, arguments.why)
+        case "close":
+            contract.close(job, arguments.period)
+        case "history":
+            print("\n".join(contract.history(job)))
+        case "verify":
+            print(contract.verify(job, arguments.head))
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
@@ -204,10 +187,9 @@ def _time(text: str) -> dt.datetime:
     if text == "now":
         return dt.datetime.now(dt.UTC)
     try:
-        time = dt.datetime.fromisoformat(text)
+        return config.utc(dt.datetime.fromisoformat(text))
     except ValueError as error:
         raise config.JobFileError(f"--until {text}: must be now, or a time such as 2025-12-31T08:00:00Z.") from error
-    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time
 
 
 def _train(arguments: argparse.Namespace, flags: list[str]) -> None:
@@ -252,9 +234,7 @@ def _synth(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 def _state_file() -> Path:
-    from pipelines import contract
-
-    return contract.state_directory() / "last_store"
+    return state.directory() / "last_store"
 
 
 def _remember(path: Path) -> None:

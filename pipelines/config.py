@@ -40,6 +40,11 @@ class JobFileError(errors.BadRequestError):
     """Something in the job file, the environment or the flags is wrong; the message names key, value and rule."""
 
 
+def utc(time: dt.datetime) -> dt.datetime:
+    """The time in UTC, which it is in where it names no zone."""
+    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+
+
 class _Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -174,7 +179,7 @@ class WindowSection(_Section):
     @pydantic.field_validator("start", "end")
     @classmethod
     def _utc(cls, time: dt.datetime) -> dt.datetime:
-        return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+        return utc(time)
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "WindowSection":
@@ -276,10 +281,9 @@ class Job(pydantic_settings.BaseSettings):
 
     @pydantic.model_validator(mode="after")
     def _window_within_period(self) -> "Job":
-        shortest = {"lifetime": dt.timedelta.max, "month": dt.timedelta(28), "week": dt.timedelta(7), "day": dt.timedelta(1)}
         if self.window.size == "all":
             periods.names(self.privacy.period, self.window.start, self.window.end)
-        elif self.window.duration > shortest[self.privacy.period]:
+        elif self.window.duration > periods.SHORTEST[self.privacy.period]:
             raise ValueError(
                 f"window.size = {self.window.size!r} is longer than a period ({self.privacy.period}): nobody's loss in it "
                 "would be bounded by one budget. Take a smaller size or a longer period"

@@ -9,20 +9,13 @@ import hmac
 import json
 import math
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data import ledger, periods, store
+from data import ledger, periods, state, store
 from pipelines import config
 from transforms.ingest import pseudonym
 from transforms.privacy import filter as privacy_filter
-
-
-def state_directory() -> Path:
-    """Returns where this user's lasting state lies: the ledger, unless the job names another, and the last store."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "sottovoce"
 
 
 def open_ledger(job: config.Job) -> ledger.Ledger:
@@ -36,7 +29,7 @@ def open_ledger(job: config.Job) -> ledger.Ledger:
 
 def ledger_url(job: config.Job) -> str:
     """Returns privacy.ledger, or the default: a file in the user's state directory."""
-    return job.privacy.ledger or f"sqlite:///{state_directory() / 'ledger.sqlite'}"
+    return job.privacy.ledger or f"sqlite:///{state.directory() / 'ledger.sqlite'}"
 
 
 def source_fingerprint(job: config.Job) -> str:
@@ -91,14 +84,14 @@ def init(job: config.Job) -> None:
 def show(job: config.Job) -> Iterator[str]:
     """Yields lines of what the contract says and what is left of it, in epsilon and in releases like the last one."""
     book = open_ledger(job)
-    contract = _known(book, job)
+    contract = book.known(job.job.data_set)
     yield (
         f"{contract.data_set}: epsilon {contract.total_epsilon:g}, delta {contract.total_delta:g} for each {contract.unit} and "
         f"period ({contract.period}), composition {contract.composition}"
     )
     releases = book.releases(contract.data_set)
     last = releases[-1]["charge"]["mechanisms"] if releases else []
-    cost = sum(_cost(contract.composition, mechanism) for mechanism in last)
+    cost = _cost(contract.composition, last)
     aside = sum(mechanism["delta"] for mechanism in last)
     delta = contract.total_delta - contract.selection_delta
     for spent in book.spent(contract.data_set):
@@ -121,7 +114,7 @@ def grant(job: config.Job, total_epsilon: float, total_delta: float | None, why:
         config.JobFileError: a number is out of range.
     """
     book = open_ledger(job)
-    old = _known(book, job)
+    old = book.known(job.job.data_set)
     delta = old.total_delta if total_delta is None else total_delta
     if not (math.isfinite(total_epsilon) and total_epsilon > 0 and 0 < delta < 1):
         raise config.JobFileError(
@@ -140,7 +133,7 @@ def close(job: config.Job, period: str) -> None:
         config.JobFileError: it is not the name of one.
     """
     book = open_ledger(job)
-    kind = _known(book, job).period
+    kind = book.known(job.job.data_set).period
     if not periods.is_name(kind, period):
         raise config.JobFileError(
             f"budget close: {period!r} is not the name of a period ({kind}); `budget show` has such names."
@@ -174,7 +167,7 @@ def verify(job: config.Job, head: str | None) -> str:
     """
     book = open_ledger(job)
     newest = book.verify(head)
-    contract, releases = _known(book, job), book.releases(job.job.data_set)
+    contract, releases = book.known(job.job.data_set), book.releases(job.job.data_set)
     expected = privacy_filter.capacity(
         contract.composition, contract.total_epsilon, contract.total_delta - contract.selection_delta
     )
@@ -183,27 +176,18 @@ def verify(job: config.Job, head: str | None) -> str:
     charged = book.charges(contract.data_set)
     for release in releases:
         mechanisms = release["charge"]["mechanisms"]
-        cost = sum(_cost(contract.composition, mechanism) for mechanism in mechanisms)
+        cost = _cost(contract.composition, mechanisms)
         delta = sum(mechanism["delta"] for mechanism in mechanisms)
         if any(not math.isclose(cost, was, rel_tol=1e-9) or delta > aside for was, aside in charged[release["release_id"]]):
             raise ledger.LedgerError(f"release {release['release_id']} was charged for other noise than it says.")
     kept = store.Store(job.job.store)
     kept.check(book.releases())
+    charges = {release["release_id"]: release["charge"] for release in releases}
     for manifest in kept.published(releases):
-        [release] = [release for release in releases if release["release_id"] == manifest["release_id"]]
-        if manifest["mechanisms"] != release["charge"]["mechanisms"]:
+        if manifest["mechanisms"] != charges[manifest["release_id"]]["mechanisms"]:
             raise ledger.LedgerError(f"release {manifest['release_id']} in {kept.path} says other noise than was charged.")
     return newest
 
 
-def _cost(composition: privacy_filter.Composition, mechanism: dict[str, Any]) -> float:
-    return privacy_filter.gaussian_cost(composition, mechanism["noise_multiplier"])
-
-
-def _known(book: ledger.Ledger, job: config.Job) -> ledger.Contract:
-    contract = book.contract(job.job.data_set)
-    if contract is None:
-        raise ledger.BudgetRefusedError(
-            f"{job.job.data_set!r} has no contract in the ledger: `sottovoce budget init JOB.toml` makes one."
-        )
-    return contract
+def _cost(composition: privacy_filter.Composition, mechanisms: Sequence[dict[str, Any]]) -> float:
+    return privacy_filter.total_cost(composition, (mechanism["noise_multiplier"] for mechanism in mechanisms))

@@ -79,12 +79,11 @@ class Plan:
 
         Args:
             key: of the pseudonyms.
-            digests: of the files that are read, by path.
+            digests: of the files that are read, by path; none for a window, which stays closed whatever comes since.
             again: how many of the same were published before.
         """
         job, composition = self.job, self.job.privacy.composition
         items = [] if self.catalogue is None else self.catalogue.table["item_id"].to_pylist()
-        costs = [privacy_filter.gaussian_cost(composition, each.noise_multiplier) for each in self.mechanisms.values()]
         return ledger.Request(
             data_set=job.job.data_set,
             source=contract.source_fingerprint(job),
@@ -92,16 +91,10 @@ class Plan:
             unit=job.privacy.unit,
             period=job.privacy.period,
             composition=composition,
-            # A window that was closed stays closed, whatever came since: its events' files are not part of it.
-            content={
-                "settings": settings(job),
-                "digests": digests if job.window.size == "all" else {},
-                "items": items,
-                "again": again,
-            },
+            content={"settings": settings(job), "digests": digests, "items": items, "again": again},
             window_start=job.window.start,
             window_end=job.window.end,
-            cost=math.fsum(costs),
+            cost=privacy_filter.total_cost(composition, (each.noise_multiplier for each in self.mechanisms.values())),
             delta=math.fsum(mechanism.delta for mechanism in self.mechanisms.values()),
             charge=self.charge(),
             attempt=self.attempt,
@@ -168,7 +161,7 @@ def _share_of(
     composition: privacy_filter.Composition,
 ) -> budget.Budget:
     """What one window alone is worth: its epsilon at the Gaussians' whole delta."""
-    cost = math.fsum(privacy_filter.gaussian_cost(composition, mechanism.noise_multiplier) for mechanism in mechanisms)
+    cost = privacy_filter.total_cost(composition, (mechanism.noise_multiplier for mechanism in mechanisms))
     delta = total.total_delta - selection_delta
     set_aside = math.fsum(mechanism.delta for mechanism in mechanisms)
     return budget.Budget(privacy_filter.spent_epsilon(composition, cost, delta), delta + set_aside)
@@ -281,7 +274,8 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
     rules = event_rules(job, planned.now)
     fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
     key = pseudonym.read_key(job.privacy.key_file)
-    request = _request(book, planned, key, sources.digests(fragments), allow_another)
+    digests = sources.digests(fragments) if job.window.size == "all" else {}
+    request = _request(book, planned, key, digests, allow_another)
     book.check(request)
     kept.settle(book.releases())
     found = book.find(request)

@@ -14,6 +14,8 @@ import dp_accounting
 import hypothesis
 import pytest
 import sqlalchemy as sa
+from alembic import autogenerate
+from alembic.runtime import migration
 from dp_accounting import pld
 from hypothesis import strategies as st
 
@@ -149,6 +151,13 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ledger.LedgerError, match=r"notes\.txt: can't be opened"):
         ledger.Ledger(f"sqlite:///{path}")
     assert path.read_text() == "not a database\n" * 1000
+
+
+def test_migrations_make_the_tables_that_the_code_has(kept, url):
+    """They are written out twice, and must say the same."""
+    with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
+        context = migration.MigrationContext.configure(connection, opts={"compare_type": True})
+        assert autogenerate.compare_metadata(context, ledger.metadata) == []
 
 
 def test_a_ledger_that_a_later_version_made_is_refused(kept, url):

@@ -1,7 +1,10 @@
 """Small jobs: events as CSV lines and a job file around them."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import pytest
 
 from data import store
 from pipelines import config, contract
@@ -67,6 +70,15 @@ def load(path: pathlib.Path, *flags: str) -> config.Job:
     if contract.open_ledger(job).contract(job.job.data_set) is None:
         contract.init(job)
     return job
+
+
+@contextlib.contextmanager
+def crashing(step: str) -> Iterator[None]:
+    """What runs within ends when it comes to this step of the store."""
+    with pytest.MonkeyPatch.context() as crash:
+        crash.setattr(store.Store, step, lambda *_: 1 / 0)
+        with pytest.raises(Exception, match="division by zero"):
+            yield
 
 
 def charges(job: config.Job) -> list[dict]:

@@ -187,6 +187,13 @@ def test_before_anything_is_published_query_exits_with_6(capsys):
     assert run(capsys, "query", "select 1") == (6, message)
 
 
+def test_a_query_waits_for_neither_beam_nor_the_ledgers_database():
+    code = "import sys; from pipelines import cli; cli.main(['query', 'select 1']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"apache_beam", "sqlalchemy", "alembic"}.isdisjoint(done.stdout.split())
+    assert "pipelines.query" in done.stdout.split()
+
+
 def test_in_a_store_where_nothing_is_published_query_exits_with_6(capsys):
     assert run(capsys, "query", "select 1", "--store", "store")[0] == 6
 

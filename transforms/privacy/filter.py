@@ -11,6 +11,7 @@ that only one user has is a delta beside either, and adds up by itself.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,11 @@ def capacity(composition: Composition, epsilon: float, delta: float) -> float:
 def gaussian_cost(composition: Composition, noise_multiplier: float) -> float:
     """What a Gaussian mechanism spends: 1/sigma^2, or rho = 1 / (2 sigma^2) (Bun and Steinke 2016, proposition 1.6)."""
     return noise_multiplier**-2 if composition == "gaussian" else noise_multiplier**-2 / 2
+
+
+def total_cost(composition: Composition, noise_multipliers: Iterable[float]) -> float:
+    """What several Gaussian mechanisms spend together."""
+    return math.fsum(gaussian_cost(composition, noise_multiplier) for noise_multiplier in noise_multipliers)
 
 
 def pure_cost(composition: Composition, epsilon: float) -> float:
