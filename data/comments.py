@@ -17,6 +17,8 @@ TABLES: Mapping[str, str] = {
     "popular": "Items for users without a history, best first, from the private releases.",
     "model_versions": "The model that made the tables of this database.",
     "privacy_ledger": "What each release spent: one row per noise mechanism. Protected: {protected}.",
+    "privacy_periods": "What all releases of a budget period cost together, and what its contract allows. "
+    "Protected: {protected}.",
     "release_report": "The report of the release that the tables are from, line by line: what was released, with which limits "
     "and noise.",
 }
@@ -100,6 +102,18 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "total_epsilon": "Epsilon of the whole release, all its mechanisms together (the same in each of its rows).",
         "total_delta": "Delta of the whole release, all its mechanisms together (the same in each of its rows).",
     },
+    "privacy_periods": {
+        "data_set": "The account. Losses add up over data sets that share users.",
+        "period": "The budget period, by name (UTC); losses add up over periods.",
+        "unit": "What is protected: everything this unit did within the period can be added or taken away.",
+        "composition": "How costs add up: gaussian (of 1/sigma^2) or zcdp (of rho).",
+        "releases": "How many releases were charged, published or not.",
+        "spent_epsilon": "Epsilon of all of them together, at spent_delta. A series of windows of which each user is in a few "
+        "counts whole, with its first window.",
+        "spent_delta": "Delta that goes with it.",
+        "total_epsilon": "Epsilon that the contract allows in the period.",
+        "total_delta": "Delta that the contract allows in the period.",
+    },
     "release_report": {
         "release_id": "The release.",
         "section": "Part of the report.",
@@ -117,8 +131,8 @@ MACROS: Mapping[str, str] = {
     "none.",
     "trending": "trending(k := 10): the k largest noisy user counts of the newest window, each with the 95 % interval "
     "of the bounded count (each user's contributions are limited before counting). Protected: {protected}.",
-    "privacy_spent": "privacy_spent(): epsilon and delta of each release, then their sums over all releases in this "
-    "database (basic composition: an upper bound for a user in all of them). Protected: {protected}.",
+    "privacy_spent": "privacy_spent(): for each budget period, epsilon and delta of all its releases together, and what the "
+    "contract allows. Protected: {protected}.",
 }
 
 FEATURE = "Public feature of the catalogue ({kind})."

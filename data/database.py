@@ -40,6 +40,7 @@ _SCHEMAS = {
     "popular": tables.POPULAR,
     "model_versions": tables.MODEL_VERSIONS,
     "privacy_ledger": tables.PRIVACY_LEDGER,
+    "privacy_periods": tables.PRIVACY_PERIODS,
     "release_report": tables.RELEASE_REPORT,
 }
 _VERSION = re.compile(r"([1-9][0-9]*)\.duckdb")
@@ -72,6 +73,7 @@ class Contents:
     popular: pa.Table
     model_versions: pa.Table
     privacy_ledger: pa.Table
+    privacy_periods: pa.Table
     release_report: pa.Table
 
     def __post_init__(self) -> None:
@@ -200,7 +202,15 @@ def _queries(contents: Contents, dimension: int) -> dict[str, str]:
     """The query that makes each table, over the contents as views given_NAME."""
     features = "".join(f", {_identifier(name)}" for name in _features(contents.catalogue))
     vectors = f"embedding::FLOAT[{dimension}] AS embedding, history_embedding::FLOAT[{dimension}] AS history_embedding"
-    names = ["item_counts", "recommendations", "popular", "model_versions", "privacy_ledger", "release_report"]
+    names = [
+        "item_counts",
+        "recommendations",
+        "popular",
+        "model_versions",
+        "privacy_ledger",
+        "privacy_periods",
+        "release_report",
+    ]
     return {
         # A released item outside the catalogue (an older one, say) stays in, without title and features.
         "items": f"""

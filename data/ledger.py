@@ -15,6 +15,7 @@ import hmac
 import json
 import math
 import secrets
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ RESERVED, PUBLISHED, REFUSED = store.RESERVED, store.PUBLISHED, "refused"
 GENESIS = "0" * 64
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_HEAD = "0001"
+_HEAD = "0002"
 _LOCK = 0x50770F0CE
 """Of PostgreSQL's advisory locks, the one that every writer takes."""
 
@@ -94,6 +95,50 @@ CHARGES = sa.Table(
     sa.Index("charges_by_period", "data_set", "period"),
 )
 
+SERIES = sa.Table(
+    "series",
+    metadata,
+    sa.Column("series_id", sa.String(32), primary_key=True),
+    sa.Column("data_set", sa.ForeignKey("contracts.data_set"), nullable=False),
+    sa.Column("period", sa.String(20), nullable=False),
+    sa.Column("address", sa.String(64), nullable=False, unique=True),
+    sa.Column("start", sa.String(40), nullable=False),
+    sa.Column("window_seconds", sa.Double, nullable=False),
+    sa.Column("windows", sa.Integer, nullable=False),
+    sa.Column("max_windows_contributed", sa.Integer, nullable=False),
+    sa.Column("min_separation", sa.Integer, nullable=False),
+    # of all its windows together: what a user pays who is in as many as may be
+    sa.Column("cost", sa.Double, nullable=False),
+    sa.Column("delta", sa.Double, nullable=False),
+    sa.Column("planned_at", sa.String(40), nullable=False),
+    sa.Column("job", sa.String(200), nullable=False),
+    sa.Index("series_by_period", "data_set", "period"),
+)
+
+PAGES = sa.Table(
+    "pages",
+    metadata,
+    sa.Column("release_id", sa.ForeignKey("releases.release_id"), primary_key=True),
+    sa.Column("series_id", sa.ForeignKey("series.series_id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("units", sa.Integer, nullable=False),
+    # none until the contribution book has it
+    sa.Column("digest", sa.String(64)),
+    sa.UniqueConstraint("series_id", "number"),
+)
+"""The contribution book's pages: one for each release of a series, numbered as its windows are."""
+
+LEASES = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.String(401), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("fence", sa.Integer, nullable=False),
+    # seconds since the epoch
+    sa.Column("expires", sa.Double, nullable=False),
+)
+"""Which run has a job in hand. Not of the history: a lease spends nothing."""
+
 HISTORY = sa.Table(
     "history",
     metadata,
@@ -136,6 +181,40 @@ class Contract:
 
 
 @dataclasses.dataclass(frozen=True)
+class Series:
+    """Windows that are planned together and charged once, as the contribution book lets each privacy id into only a few.
+
+    Attributes:
+        start, size, windows: window k of them, from 0, is [start + k size, start + (k + 1) size).
+        max_windows_contributed: how many units a privacy id may spend in the series.
+        min_separation: a privacy id is in at most one of so many consecutive windows.
+        unit_cost, unit_delta: what a privacy id pays with a unit.
+    """
+
+    start: dt.datetime
+    size: dt.timedelta
+    windows: int
+    max_windows_contributed: int
+    min_separation: int
+    unit_cost: float
+    unit_delta: float
+
+    def __post_init__(self) -> None:
+        if min(self.windows, self.max_windows_contributed, self.min_separation) < 1 or self.size <= dt.timedelta(0):
+            raise ValueError(f"Series: sizes and numbers must be above 0, not {self}.")
+
+    @property
+    def cost(self) -> float:
+        """What the whole series is charged."""
+        return self.max_windows_contributed * self.unit_cost
+
+    @property
+    def delta(self) -> float:
+        """What the whole series sets aside."""
+        return self.max_windows_contributed * self.unit_delta
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """A release that a job asks for.
 
@@ -146,6 +225,9 @@ class Request:
         cost, delta: charged in each period that the window touches.
         charge: its public figures.
         attempt: of this run, random: asking again in the same run gives the same grant.
+        series: that the window is one of; then the series is charged in place of the release.
+        units: what each privacy id spends that is let into the window.
+        lease: name and fence of the lease under which the job runs.
     """
 
     data_set: str
@@ -163,30 +245,80 @@ class Request:
     attempt: str
     job: str
     code_version: str
+    series: Series | None = None
+    units: int = 1
+    lease: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("cost", "delta"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"Request: {name} must be finite and at least 0, not {getattr(self, name)}.")
+        if self.series is None:
+            return
+        number, rest = divmod(self.window_start - self.series.start, self.series.size)
+        is_planned = not rest and 0 <= number < self.series.windows and self.window_end - self.window_start == self.series.size
+        if not is_planned or len(self.touched) != 1:
+            raise ValueError(
+                f"Request: {self.window_start} to {self.window_end} is not a window of {self.series} in one period."
+            )
+        if self.units < 1 or not (
+            self.cost <= self.units * self.series.unit_cost and self.delta <= self.units * self.series.unit_delta
+        ):
+            raise ValueError(f"Request: {self.units} unit(s) don't pay for cost {self.cost} and delta {self.delta}.")
 
     @property
     def touched(self) -> list[str]:
         """The names of the periods that the window touches."""
         return periods.names(self.period, self.window_start, self.window_end)
 
+    @property
+    def charged(self) -> tuple[float, float]:
+        """The cost and the delta that the budget must have room for."""
+        return (self.cost, self.delta) if self.series is None else (self.series.cost, self.series.delta)
+
+    @property
+    def number(self) -> int:
+        """The window's place in its series."""
+        return 0 if self.series is None else (self.window_start - self.series.start) // self.series.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A release's page of the contribution book.
+
+    Attributes:
+        number: of the window in its series.
+        units: that each privacy id spends.
+        before: number and digest of the page that it follows, None for the first.
+        digest: of the page itself, None until it is in the book.
+    """
+
+    series_id: str
+    number: int
+    units: int
+    max_windows_contributed: int
+    min_separation: int
+    before: tuple[int, str] | None
+    digest: str | None
+
 
 @dataclasses.dataclass(frozen=True)
 class Grant:
-    """Leave to draw noise for a release (`status` reserved), or the news that it was done before (published)."""
+    """Leave to draw noise for a release (`status` reserved), or the news that it was done before (published).
+
+    Attributes:
+        page: of the contribution book, for a release of a series: no noise before it is there.
+    """
 
     release_id: str
     fence: int
     status: str
+    page: Page | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What is spent in a period, and by how many releases."""
+    """What is spent in a period, and by how many releases; a series is charged whole, with the first of its releases."""
 
     period: str
     cost: float
@@ -291,12 +423,24 @@ class Ledger:
         """Returns what is spent in each period that has a charge or is closed, by name."""
         with self._reading() as connection:
             closed = self._closed(connection, data_set)
-            rows = connection.execute(
-                sa.select(CHARGES.c.period, sa.func.sum(CHARGES.c.cost), sa.func.sum(CHARGES.c.delta), sa.func.count())
-                .where(CHARGES.c.data_set == data_set)
-                .group_by(CHARGES.c.period)
+            found: dict[str, tuple[float, float, int]] = {}
+            for table in (CHARGES, SERIES):
+                rows = connection.execute(
+                    sa.select(table.c.period, sa.func.sum(table.c.cost), sa.func.sum(table.c.delta), sa.func.count())
+                    .where(table.c.data_set == data_set)
+                    .group_by(table.c.period)
+                )
+                for period, cost, delta, n in rows:
+                    before = found.get(period, (0.0, 0.0, 0))
+                    found[period] = (before[0] + cost, before[1] + delta, before[2] + (n if table is CHARGES else 0))
+            pages = connection.execute(
+                sa.select(SERIES.c.period, sa.func.count())
+                .join_from(PAGES, SERIES)
+                .where(SERIES.c.data_set == data_set)
+                .group_by(SERIES.c.period)
             )
-            found = {period: (cost, delta, n) for period, cost, delta, n in rows}
+            for period, n in pages:
+                found[period] = (*found[period][:2], found[period][2] + n)
         return [Spent(name, *found.get(name, (0.0, 0.0, 0)), name in closed) for name in sorted(found.keys() | closed)]
 
     # Releases
@@ -309,8 +453,11 @@ class Ledger:
 
         Raises:
             BudgetRefusedError: no contract, not its source or key, a closed period, or too little left. Kept in the history.
+            errors.AlreadyReleasedError: another run has taken the job's lease.
         """
         with self._writing() as connection:
+            if request.lease is not None and self._lease(connection, request.lease[0])[1] != request.lease[1]:
+                raise errors.AlreadyReleasedError("another run has taken this job over; nothing was spent here.")
             known, refusal = self._decide(connection, request)
             if refusal is None:
                 if known is not None and known.status == PUBLISHED:
@@ -318,9 +465,55 @@ class Ledger:
                 return self._grant(connection, request, known)
         raise BudgetRefusedError(refusal)
 
-    def publish(self, release_id: str, fence: int, attempt: str) -> bool:
-        """Names the attempt whose tables are the release, if nobody has since been granted it: compare and set."""
+    def lease(self, name: str, owner: str, seconds: float) -> int:
+        """Takes a lease for so many seconds; returns its fence, higher than any before.
+
+        Args:
+            owner: who may take it again before it expires: it knows that its earlier run is over.
+
+        Raises:
+            errors.AlreadyReleasedError: another owner has it.
+        """
         with self._writing() as connection:
+            (before, fence, expires), now = self._lease(connection, name), self._time(connection)
+            if before != owner and expires > now:
+                raise errors.AlreadyReleasedError(
+                    f"{name}: another machine or store has this job in hand, for {expires - now:.0f} s from now at least."
+                )
+            row = {"name": name, "owner": owner, "fence": fence + 1, "expires": now + seconds}
+            there = connection.execute(LEASES.update().where(LEASES.c.name == name).values(row))
+            if not there.rowcount:
+                connection.execute(LEASES.insert().values(row))
+        return fence + 1
+
+    def renew(self, name: str, fence: int, seconds: float) -> bool:
+        """Holds a lease for so many seconds from now, 0 to give it back; says whether it was still held."""
+        with self._writing() as connection:
+            held = (LEASES.c.name == name) & (LEASES.c.fence == fence)
+            expires = self._time(connection) + seconds
+            return connection.execute(LEASES.update().where(held).values(expires=expires)).rowcount == 1
+
+    def book(self, release_id: str, fence: int, digest: str) -> bool:
+        """Writes down that the release's page is in the contribution book, if nobody has since been granted the release."""
+        with self._writing() as connection:
+            if not self._is_held(connection, release_id, fence):
+                return False
+            there = PAGES.c.release_id == release_id
+            changed = connection.execute(PAGES.update().where(there & PAGES.c.digest.is_(None)).values(digest=digest))
+            if changed.rowcount == 1:
+                data_set = connection.scalar(sa.select(RELEASES.c.data_set).where(RELEASES.c.release_id == release_id))
+                self._append(connection, "booked", str(data_set), {"release_id": release_id, "digest": digest})
+            return connection.scalar(sa.select(PAGES.c.digest).where(there)) == digest
+
+    def publish(self, release_id: str, fence: int, attempt: str) -> bool:
+        """Names the attempt whose tables are the release, if nobody has since been granted it: compare and set.
+
+        Raises:
+            LedgerError: the release's page of the contribution book was never written down.
+        """
+        with self._writing() as connection:
+            if connection.scalar(sa.select(PAGES.c.digest.is_(None)).where(PAGES.c.release_id == release_id)):
+                raise LedgerError(f"release {release_id}: nothing is published before the contribution book has its users.")
             held = (RELEASES.c.release_id == release_id) & (RELEASES.c.status == RESERVED) & (RELEASES.c.fence == fence)
             changed = connection.execute(RELEASES.update().where(held).values(status=PUBLISHED, attempt=attempt))
             if changed.rowcount == 1:
@@ -365,6 +558,23 @@ class Ledger:
                 found.setdefault(row.release_id, []).append((row.cost, row.delta))
         return found
 
+    def series(self, data_set: str) -> list[dict[str, Any]]:
+        """Returns the series of a data set in the order of their periods, each with its `pages`, in order, and `is_closed`."""
+        with self._reading() as connection:
+            query = sa.select(SERIES).where(SERIES.c.data_set == data_set).order_by(SERIES.c.period, SERIES.c.planned_at)
+            found = [dict(row) for row in connection.execute(query).mappings()]
+            closed = self._closed(connection, data_set)
+            for each in found:
+                each["is_closed"] = each["period"] in closed
+                pages = (
+                    sa.select(PAGES.c.number, PAGES.c.units, PAGES.c.digest, PAGES.c.release_id, RELEASES.c.status)
+                    .join_from(PAGES, RELEASES)
+                    .where(PAGES.c.series_id == each["series_id"])
+                    .order_by(PAGES.c.number)
+                )
+                each["pages"] = [dict(row) for row in connection.execute(pages).mappings()]
+        return found
+
     # History
 
     def history(self, data_set: str | None = None) -> list[dict[str, Any]]:
@@ -397,8 +607,10 @@ class Ledger:
             if not rows or json.loads(rows[0].body) != {"secret": _digest(secret)}:
                 raise LedgerError("the ledger's secret is not the one that its history began with.")
             told = _tell(rows)
-            for name, table in (("contracts", CONTRACTS), ("releases", RELEASES), ("charges", CHARGES), ("closed", CLOSED)):
-                there = {tuple(row._mapping[column] for column in _KEPT[name]) for row in connection.execute(sa.select(table))}
+            for name, table in _TOLD.items():
+                there = {
+                    tuple(row._mapping[column.name] for column in table.columns) for row in connection.execute(sa.select(table))
+                }
                 if there != told[name]:
                     wrong = len(there ^ told[name])
                     raise LedgerError(f"the ledger's table of {name} doesn't agree with its history: {wrong} row(s) differ.")
@@ -441,22 +653,133 @@ class Ledger:
             return f"{request.data_set!r}: {', '.join(closed)} is closed; nothing of it is released any more."
         if is_paid:
             return None
+        if series := self._series(connection, request):
+            return self._out_of_turn(connection, series, request)
+        asked, aside = request.charged
         for period in request.touched:
-            cost, delta = connection.execute(
-                sa.select(
-                    sa.func.coalesce(sa.func.sum(CHARGES.c.cost), 0.0), sa.func.coalesce(sa.func.sum(CHARGES.c.delta), 0.0)
-                ).where((CHARGES.c.data_set == request.data_set) & (CHARGES.c.period == period))
-            ).one()
-            if not (cost + request.cost <= contract.capacity and delta + request.delta <= contract.selection_delta):
+            cost, delta = self._sums(connection, request.data_set, period)
+            if not (cost + asked <= contract.capacity and delta + aside <= contract.selection_delta):
                 left = max(0.0, 1 - cost / contract.capacity)
                 return (
                     f"{request.data_set!r}: the budget of period {period} (epsilon {contract.total_epsilon}, delta "
-                    f"{contract.total_delta}) has {left:.1%} left, and this release asks for "
-                    f"{request.cost / contract.capacity:.1%} of it"
-                    + (f" and delta {request.delta:g} of {contract.selection_delta - delta:g}" if request.delta else "")
+                    f"{contract.total_delta}) has {left:.1%} left, and this "
+                    + ("release" if request.series is None else f"series of {request.series.windows} windows")
+                    + f" asks for {asked / contract.capacity:.1%} of it"
+                    + (f" and delta {aside:g} of {contract.selection_delta - delta:g}" if aside else "")
                     + ". Lower privacy.total_epsilon, wait for the next period, or have it raised: `sottovoce budget grant`."
                 )
         return None
+
+    @staticmethod
+    def _lease(connection: sa.Connection, name: str) -> tuple[str, int, float]:
+        """Owner, fence and end of a lease."""
+        row = connection.execute(sa.select(LEASES).where(LEASES.c.name == name)).one_or_none()
+        return ("", 0, 0.0) if row is None else (row.owner, row.fence, row.expires)
+
+    @staticmethod
+    def _time(connection: sa.Connection) -> float:
+        """Seconds since the epoch, by the one clock that all who share the ledger have."""
+        if connection.dialect.name == "postgresql":
+            return float(connection.scalar(sa.text("select extract(epoch from clock_timestamp())")) or 0)
+        return time.time()
+
+    @staticmethod
+    def _sums(connection: sa.Connection, data_set: str, period: str) -> tuple[float, float]:
+        """Cost and delta of all that was ever reserved in a period."""
+        sums = [
+            connection.execute(
+                sa.select(
+                    sa.func.coalesce(sa.func.sum(table.c.cost), 0.0), sa.func.coalesce(sa.func.sum(table.c.delta), 0.0)
+                ).where((table.c.data_set == data_set) & (table.c.period == period))
+            ).one()
+            for table in (CHARGES, SERIES)
+        ]
+        return sums[0][0] + sums[1][0], sums[0][1] + sums[1][1]
+
+    @staticmethod
+    def _out_of_turn(connection: sa.Connection, series: Any, request: Request) -> str | None:
+        """Why the book can't take the window now: its pages follow one another."""
+        query = sa.select(PAGES).where(PAGES.c.series_id == series.series_id).order_by(PAGES.c.number.desc()).limit(1)
+        last = connection.execute(query).one_or_none()
+        if last is None or (last.digest is not None and last.number < request.number):
+            return None
+        window = request.series.start + last.number * request.series.size if request.series else None
+        return (
+            f"{request.data_set!r}: in the series of {request.job!r} the window that starts {window} was begun"
+            + (" and not ended" if last.digest is None else "")
+            + ", and windows come one after the other. Finish it first, with the settings it was begun with."
+        )
+
+    def _series(self, connection: sa.Connection, request: Request) -> Any:
+        if request.series is None:
+            return None
+        held = SERIES.c.address == self._series_address(connection, request, request.series)
+        return connection.execute(sa.select(SERIES).where(held)).one_or_none()
+
+    def _series_address(self, connection: sa.Connection, request: Request, series: Series) -> str:
+        # Whatever the job asks in its windows, their users are counted in one book.
+        planned = dataclasses.asdict(series) | {
+            # Not to the last bit, which another version of a library may give otherwise.
+            name: f"{getattr(series, name):.9g}"
+            for name in ("unit_cost", "unit_delta")
+        }
+        content = {name: str(value) for name, value in planned.items()}
+        return self._digest(connection, ["series", request.data_set, request.job, request.touched, content])
+
+    def _page(self, connection: sa.Connection, release_id: str) -> Page | None:
+        """The page as it stands now."""
+        query = (
+            sa.select(PAGES, SERIES.c.max_windows_contributed, SERIES.c.min_separation)
+            .join_from(PAGES, SERIES)
+            .where(PAGES.c.release_id == release_id)
+        )
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        is_before = (PAGES.c.series_id == row.series_id) & (PAGES.c.number < row.number)
+        last = connection.execute(
+            sa.select(PAGES.c.number, PAGES.c.digest).where(is_before).order_by(PAGES.c.number.desc()).limit(1)
+        ).one_or_none()
+        before = None if last is None else (last.number, last.digest)
+        limits = (row.max_windows_contributed, row.min_separation)
+        return Page(row.series_id, row.number, row.units, *limits, before, row.digest)
+
+    def _plan(self, connection: sa.Connection, request: Request, planned: Series, release_id: str) -> dict[str, Any]:
+        """Writes the release's page down, and its series with the first; returns the page's row."""
+        series = self._series(connection, request)
+        if series is None:
+            row = {
+                "series_id": uuid.uuid4().hex,
+                "data_set": request.data_set,
+                "period": request.touched[0],
+                "address": self._series_address(connection, request, planned),
+                "start": planned.start.isoformat(),
+                "window_seconds": planned.size.total_seconds(),
+                "windows": planned.windows,
+                "max_windows_contributed": planned.max_windows_contributed,
+                "min_separation": planned.min_separation,
+                "cost": planned.cost,
+                "delta": planned.delta,
+                "planned_at": _now(),
+                "job": request.job,
+            }
+            connection.execute(SERIES.insert().values(row))
+            self._append(connection, "planned", request.data_set, row)
+            series = self._series(connection, request)
+        page = {
+            "release_id": release_id,
+            "series_id": series.series_id,
+            "number": request.number,
+            "units": request.units,
+            "digest": None,
+        }
+        connection.execute(PAGES.insert().values(page))
+        return page
+
+    @staticmethod
+    def _is_held(connection: sa.Connection, release_id: str, fence: int) -> bool:
+        held = (RELEASES.c.release_id == release_id) & (RELEASES.c.status == RESERVED) & (RELEASES.c.fence == fence)
+        return connection.execute(sa.select(RELEASES.c.release_id).where(held)).one_or_none() is not None
 
     def _grant(self, connection: sa.Connection, request: Request, known: Any) -> Grant:
         if known is not None:
@@ -466,7 +789,7 @@ class Ledger:
             if fence != known.fence:
                 body = {"release_id": known.release_id, "fence": fence, "attempt": request.attempt}
                 self._append(connection, "retry", request.data_set, body)
-            return Grant(known.release_id, fence, RESERVED)
+            return Grant(known.release_id, fence, RESERVED, self._page(connection, known.release_id))
         row = {
             "release_id": uuid.uuid4().hex,
             "sequence": 1 + (connection.scalar(sa.select(sa.func.max(RELEASES.c.sequence))) or 0),
@@ -491,11 +814,16 @@ class Ledger:
                 "delta": request.delta,
             }
             for period in request.touched
+            if request.series is None
         ]
         connection.execute(RELEASES.insert().values(row))
-        connection.execute(CHARGES.insert(), charges)
-        self._append(connection, RESERVED, request.data_set, {"release": row, "charges": charges})
-        return Grant(str(row["release_id"]), 1, RESERVED)
+        body = {"release": row, "charges": charges}
+        if request.series is None:
+            connection.execute(CHARGES.insert(), charges)
+        else:
+            body["page"] = self._plan(connection, request, request.series, str(row["release_id"]))
+        self._append(connection, RESERVED, request.data_set, body)
+        return Grant(str(row["release_id"]), 1, RESERVED, self._page(connection, str(row["release_id"])))
 
     def _append(self, connection: sa.Connection, kind: str, data_set: str, body: dict[str, Any]) -> None:
         last = connection.execute(sa.select(HISTORY).order_by(HISTORY.c.number.desc()).limit(1)).one_or_none()
@@ -505,12 +833,16 @@ class Ledger:
         connection.execute(HISTORY.insert().values(number=number, at=at, kind=kind, data_set=data_set, body=text, hash=hashed))
 
     def _address(self, connection: sa.Connection, request: Request) -> str:
+        # The cost too: a release that would be drawn with other noise is another one.
+        content = [request.data_set, request.content, request.cost, request.delta, request.touched]
+        return self._digest(connection, content)
+
+    @staticmethod
+    def _digest(connection: sa.Connection, content: list[Any]) -> str:
         secret = bytes.fromhex(connection.scalar(sa.select(SECRET.c.value)) or "")
         if not secret:
             raise LedgerError("the ledger has lost its secret: what was published can't be told from what is new.")
-        # The cost too: a release that would be drawn with other noise is another one.
-        content = json.dumps([request.data_set, request.content, request.cost, request.delta, request.touched], sort_keys=True)
-        return hmac.digest(secret, content.encode(), hashlib.sha256).hex()
+        return hmac.digest(secret, json.dumps(content, sort_keys=True).encode(), hashlib.sha256).hex()
 
     def _release(self, connection: sa.Connection, request: Request) -> Any:
         held = RELEASES.c.address == self._address(connection, request)
@@ -592,12 +924,15 @@ class Ledger:
                 self._append(connection, "begin", "", {"secret": _digest(secret)})
 
 
-_KEPT = {
-    "contracts": [column.name for column in CONTRACTS.columns],
-    "releases": [column.name for column in RELEASES.columns],
-    "charges": [column.name for column in CHARGES.columns],
-    "closed": [column.name for column in CLOSED.columns],
+_TOLD = {
+    "contracts": CONTRACTS,
+    "releases": RELEASES,
+    "charges": CHARGES,
+    "closed": CLOSED,
+    "series": SERIES,
+    "pages": PAGES,
 }
+"""What the history tells again, by the name that an error gives it."""
 
 
 def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:
@@ -606,6 +941,8 @@ def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:
     releases: dict[str, dict[str, Any]] = {}
     charges: list[dict[str, Any]] = []
     closed: list[dict[str, Any]] = []
+    series: list[dict[str, Any]] = []
+    pages: dict[str, dict[str, Any]] = {}
     for row in rows:
         body = json.loads(row.body)
         if row.kind == "init":
@@ -617,12 +954,25 @@ def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:
         elif row.kind == RESERVED:
             releases[body["release"]["release_id"]] = body["release"]
             charges.extend(body["charges"])
+            if "page" in body:
+                pages[body["page"]["release_id"]] = body["page"]
+        elif row.kind == "planned":
+            series.append(body)
+        elif row.kind == "booked":
+            pages[body["release_id"]] = {**pages[body["release_id"]], **body}
         elif row.kind == "retry":
             releases[body["release_id"]] = {**releases[body["release_id"]], **body}
         elif row.kind == PUBLISHED:
             releases[body["release_id"]] = {**releases[body["release_id"]], **body, "status": PUBLISHED}
-    told = {"contracts": list(contracts.values()), "releases": list(releases.values()), "charges": charges, "closed": closed}
-    return {name: {tuple(row[column] for column in _KEPT[name]) for row in rows} for name, rows in told.items()}
+    told: dict[str, list[dict[str, Any]]] = {
+        "contracts": list(contracts.values()),
+        "releases": list(releases.values()),
+        "charges": charges,
+        "closed": closed,
+        "series": series,
+        "pages": list(pages.values()),
+    }
+    return {name: {tuple(row[column.name] for column in _TOLD[name].columns) for row in rows} for name, rows in told.items()}
 
 
 def _hash(previous: str, *parts: Any) -> str:

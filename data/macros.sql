@@ -51,19 +51,4 @@ FROM best LEFT JOIN items USING (item_id)
 ORDER BY rank;
 
 CREATE MACRO privacy_spent() AS TABLE
-WITH releases AS (
-    SELECT
-        release_id, data_set, created, window_start, window_end, unit, period,
-        list(DISTINCT mechanism ORDER BY mechanism) AS mechanisms,
-        max(total_epsilon) AS total_epsilon, max(total_delta) AS total_delta
-    FROM privacy_ledger
-    GROUP BY release_id, data_set, created, window_start, window_end, unit, period
-), everything AS (
-    FROM releases
-    UNION ALL BY NAME
-    SELECT
-        'all releases' AS release_id, sum(total_epsilon) AS total_epsilon, sum(total_delta) AS total_delta,
-        max(created) AS created
-    FROM releases HAVING count(*) > 0
-)
-FROM everything ORDER BY release_id = 'all releases', created, release_id;
+FROM privacy_periods ORDER BY data_set, period;

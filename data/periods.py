@@ -15,6 +15,11 @@ SHORTEST: dict[Period, dt.timedelta] = {
 }
 """How long a window may be to fit wherever it lies."""
 
+_COMMON: dict[Period, dt.timedelta] = {**SHORTEST, "month": dt.timedelta(days=1)}
+"""What the boundaries of all periods are whole numbers of, from a Monday on."""
+
+_MONDAY = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+
 
 def names(period: Period, start: dt.datetime, end: dt.datetime) -> list[str]:
     """Names the periods that the window [start, end) touches, in order: a release of it is charged in each.
@@ -45,6 +50,14 @@ def names(period: Period, start: dt.datetime, end: dt.datetime) -> list[str]:
     return [_name(period, day) for day in found]
 
 
+def bounds(period: Period, time: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
+    """Returns start and end of the period that a time is in; None for a lifetime, which has neither."""
+    if period == "lifetime":
+        return None
+    first = _begin(period, time.astimezone(dt.UTC).date())
+    return _time(first), _time(_next(period, first))
+
+
 def is_name(period: Period, name: str) -> bool:
     """Says whether a text is the name of such a period."""
     if period == "lifetime":
@@ -55,6 +68,11 @@ def is_name(period: Period, name: str) -> bool:
     except ValueError:
         return False
     return _name(period, day) == name
+
+
+def divides(period: Period, start: dt.datetime, size: dt.timedelta) -> bool:
+    """Says whether each of the windows that follow one another from `start` on lies in one period."""
+    return period == "lifetime" or not (_COMMON[period] % size or (start - _MONDAY) % size)
 
 
 def _begin(period: Period, day: dt.date) -> dt.date:

@@ -2,7 +2,7 @@
 
 A release (`STORE/releases/ID/`) holds ITEMS, ITEM_COUNTS and ITEM_PAIRS; a model (`STORE/models/N/`) holds
 EMBEDDINGS, FEATURE_EMBEDDINGS, RECOMMENDATIONS and POPULAR. The database is made from these files and the manifests beside
-them (MODEL_VERSIONS, PRIVACY_LEDGER, RELEASE_REPORT) alone.
+them (MODEL_VERSIONS, RELEASE_REPORT) and the ledger (PRIVACY_LEDGER, PRIVACY_PERIODS) alone.
 """
 
 import pyarrow as pa
@@ -110,6 +110,22 @@ PRIVACY_LEDGER = pa.schema(
         # set aside for selection's threshold; 0 otherwise
         pa.field("delta", pa.float64(), nullable=False),
         # of the whole release, the same in each of its rows
+        pa.field("total_epsilon", pa.float64(), nullable=False),
+        pa.field("total_delta", pa.float64(), nullable=False),
+    ]
+)
+
+PRIVACY_PERIODS = pa.schema(
+    [
+        # one row for each budget period of the data set in which something was reserved
+        pa.field("data_set", pa.string(), nullable=False),
+        pa.field("period", pa.string(), nullable=False),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("composition", pa.string(), nullable=False),
+        pa.field("releases", pa.int64(), nullable=False),
+        # of all that was reserved in the period together
+        pa.field("spent_epsilon", pa.float64(), nullable=False),
+        pa.field("spent_delta", pa.float64(), nullable=False),
         pa.field("total_epsilon", pa.float64(), nullable=False),
         pa.field("total_delta", pa.float64(), nullable=False),
     ]

@@ -117,6 +117,7 @@ class PrivacySection(_Section):
     period: periods.Period = "lifetime"
     composition: Composition = "gaussian"
     ledger: str | None = None
+    book: Path | None = None
     expected_users: Annotated[Positive, Field(le=2**26)]
     allow_large_delta: bool = False
     key_file: Path | None = None
@@ -146,6 +147,8 @@ class WindowSection(_Section):
     end: dt.datetime
     slack_seconds: float = Field(0.0, ge=0)
     budget_share: float = Field(1.0, gt=0, le=1)
+    max_windows_contributed: Positive | None = None
+    min_separation: Positive = 1
 
     @pydantic.field_validator("size")
     @classmethod
@@ -180,6 +183,14 @@ class WindowSection(_Section):
     @classmethod
     def _utc(cls, time: dt.datetime) -> dt.datetime:
         return utc(time)
+
+    @pydantic.model_validator(mode="after")
+    def _book_of_windows(self) -> "WindowSection":
+        if self.max_windows_contributed and self.size == "all":
+            raise ValueError('max_windows_contributed is for windows that follow one another; size = "all" is one window')
+        if self.min_separation > 1 and not self.max_windows_contributed:
+            raise ValueError("min_separation needs max_windows_contributed")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "WindowSection":
@@ -292,12 +303,29 @@ class Job(pydantic_settings.BaseSettings):
 
     @pydantic.model_validator(mode="after")
     def _ledger_outside_the_store(self) -> "Job":
-        path = (self.privacy.ledger or "").partition("sqlite:///")[2]
-        if path and Path(path).resolve().is_relative_to(self.job.store.resolve()):
+        ledger = (self.privacy.ledger or "").partition("sqlite:///")[2]
+        for key, path in (("ledger", ledger), ("book", self.privacy.book)):
+            if path and Path(path).resolve().is_relative_to(self.job.store.resolve()):
+                raise ValueError(
+                    f"privacy.{key} = {str(path)!r} lies in job.store = {str(self.job.store)!r}: deleting the store would "
+                    "bring its budget back"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _one_book_a_window(self) -> "Job":
+        if not self.window.max_windows_contributed:
+            return self
+        if not periods.divides(self.privacy.period, self.window.start, self.window.duration):
             raise ValueError(
-                f"privacy.ledger = {path!r} lies in job.store = {str(self.job.store)!r}: deleting the store would "
-                "bring its budget back"
+                f"window.max_windows_contributed: windows of {self.window.size!r} from {self.window.start} on don't each lie "
+                f"in one period ({self.privacy.period}), and each period has a book of its own. Take a size that divides it, "
+                "from a start that fits"
             )
+        if self.runner.buckets:
+            raise ValueError("runner.buckets: can't be chosen with window.max_windows_contributed: the book has its own number")
+        if self.privacy.book is None and self.privacy.ledger and not self.privacy.ledger.startswith("sqlite:///"):
+            raise ValueError("privacy.book: must name a directory that all hosts share, where the ledger is not a SQLite file")
         return self
 
     @pydantic.model_validator(mode="after")

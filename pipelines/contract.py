@@ -10,9 +10,12 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from data import ledger, periods, state, store
+import pyarrow.compute as pc
+
+from data import book, ledger, periods, state, store
 from pipelines import config
 from transforms.ingest import pseudonym
 from transforms.privacy import filter as privacy_filter
@@ -30,6 +33,11 @@ def open_ledger(job: config.Job) -> ledger.Ledger:
 def ledger_url(job: config.Job) -> str:
     """Returns privacy.ledger, or the default: a file in the user's state directory."""
     return job.privacy.ledger or f"sqlite:///{state.directory() / 'ledger.sqlite'}"
+
+
+def book_path(job: config.Job) -> Path:
+    """Returns privacy.book, or the default: a directory beside the ledger's file."""
+    return job.privacy.book or Path(ledger_url(job).partition("sqlite:///")[2] + ".book")
 
 
 def source_fingerprint(job: config.Job) -> str:
@@ -72,35 +80,42 @@ def init(job: config.Job) -> None:
     Raises:
         ledger.BudgetRefusedError: there is another contract, or the source has another name.
     """
-    book, wanted = open_ledger(job), contract_of(job)
-    there = book.contract(wanted.data_set)
+    kept, wanted = open_ledger(job), contract_of(job)
+    there = kept.contract(wanted.data_set)
     # What was raised since is not taken back.
     raised = ("total_epsilon", "total_delta", "selection_delta", "capacity")
     is_same = there and dataclasses.replace(wanted, **{name: getattr(there, name) for name in raised}) == there
     if not (there and is_same and all(getattr(there, name) >= getattr(wanted, name) for name in raised)):
-        book.init(wanted)
+        kept.init(wanted)
 
 
 def show(job: config.Job) -> Iterator[str]:
     """Yields lines of what the contract says and what is left of it, in epsilon and in releases like the last one."""
-    book = open_ledger(job)
-    contract = book.known(job.job.data_set)
+    kept = open_ledger(job)
+    contract = kept.known(job.job.data_set)
     yield (
         f"{contract.data_set}: epsilon {contract.total_epsilon:g}, delta {contract.total_delta:g} for each {contract.unit} and "
         f"period ({contract.period}), composition {contract.composition}"
     )
-    releases = book.releases(contract.data_set)
+    releases = kept.releases(contract.data_set)
     last = releases[-1]["charge"]["mechanisms"] if releases else []
     cost = _cost(contract.composition, last)
     aside = sum(mechanism["delta"] for mechanism in last)
+    series = {each["period"]: each for each in kept.series(contract.data_set)}
     delta = contract.total_delta - contract.selection_delta
-    for spent in book.spent(contract.data_set):
+    for spent in kept.spent(contract.data_set):
         used = privacy_filter.spent_epsilon(contract.composition, spent.cost, delta)
         rooms = [(contract.capacity - spent.cost) / cost] if cost else []
         rooms += [(contract.selection_delta - spent.delta) / aside] if aside else []
         # A hair against rounding: shares are charged a hair below what they say.
         room = max(0, math.floor(min(rooms) + 1e-12)) if rooms else 0
-        left = "closed" if spent.is_closed else f"room for {room} more like the last one"
+        left = f"room for {room} more like the last one"
+        if planned := series.get(spent.period):
+            left = (
+                f"{len(planned['pages'])} of {planned['windows']} planned windows are released, each user is in at most "
+                f"{planned['max_windows_contributed']} of them"
+            )
+        left = "closed" if spent.is_closed else left
         yield f"{spent.period}: {spent.releases} release(s) spent epsilon {used:.4g} of {contract.total_epsilon:g}; {left}"
     if not releases:
         yield "nothing is spent yet"
@@ -113,8 +128,8 @@ def grant(job: config.Job, total_epsilon: float, total_delta: float | None, why:
         ledger.BudgetRefusedError: that would not raise them.
         config.JobFileError: a number is out of range.
     """
-    book = open_ledger(job)
-    old = book.known(job.job.data_set)
+    kept = open_ledger(job)
+    old = kept.known(job.job.data_set)
     delta = old.total_delta if total_delta is None else total_delta
     if not (math.isfinite(total_epsilon) and total_epsilon > 0 and 0 < delta < 1):
         raise config.JobFileError(
@@ -123,7 +138,7 @@ def grant(job: config.Job, total_epsilon: float, total_delta: float | None, why:
     # Selection keeps its share of delta.
     aside = old.selection_delta / old.total_delta * delta
     capacity = privacy_filter.capacity(old.composition, total_epsilon, delta - aside)
-    book.grant(old.data_set, total_epsilon, delta, capacity, why, aside)
+    kept.grant(old.data_set, total_epsilon, delta, capacity, why, aside)
 
 
 def close(job: config.Job, period: str) -> None:
@@ -132,13 +147,16 @@ def close(job: config.Job, period: str) -> None:
     Raises:
         config.JobFileError: it is not the name of one.
     """
-    book = open_ledger(job)
-    kind = book.known(job.job.data_set).period
+    kept = open_ledger(job)
+    kind = kept.known(job.job.data_set).period
     if not periods.is_name(kind, period):
         raise config.JobFileError(
             f"budget close: {period!r} is not the name of a period ({kind}); `budget show` has such names."
         )
-    book.close(job.job.data_set, period)
+    kept.close(job.job.data_set, period)
+    for series in kept.series(job.job.data_set):
+        if series["period"] == period:
+            book.Book(book_path(job)).delete(series["series_id"])
 
 
 def history(job: config.Job) -> Iterator[str]:
@@ -165,28 +183,46 @@ def verify(job: config.Job, head: str | None) -> str:
         ledger.LedgerError: what doesn't agree.
         errors.BadInputError: the store has a release that the ledger doesn't know.
     """
-    book = open_ledger(job)
-    newest = book.verify(head)
-    contract, releases = book.known(job.job.data_set), book.releases(job.job.data_set)
+    kept = open_ledger(job)
+    newest = kept.verify(head)
+    contract, releases = kept.known(job.job.data_set), kept.releases(job.job.data_set)
     expected = privacy_filter.capacity(
         contract.composition, contract.total_epsilon, contract.total_delta - contract.selection_delta
     )
     if contract.capacity > expected * (1 + 1e-9):
         raise ledger.LedgerError(f"{contract.data_set!r}: the contract lets more through than its epsilon and delta.")
-    charged = book.charges(contract.data_set)
+    charged = kept.charges(contract.data_set)
+    for series in kept.series(contract.data_set):
+        unit = (series["cost"] / series["max_windows_contributed"], series["delta"] / series["max_windows_contributed"])
+        charged |= {page["release_id"]: [(page["units"] * unit[0], page["units"] * unit[1])] for page in series["pages"]}
+        _verify_book(job, series)
     for release in releases:
         mechanisms = release["charge"]["mechanisms"]
         cost = _cost(contract.composition, mechanisms)
         delta = sum(mechanism["delta"] for mechanism in mechanisms)
-        if any(not math.isclose(cost, was, rel_tol=1e-9) or delta > aside for was, aside in charged[release["release_id"]]):
+        if any(
+            not math.isclose(cost, was, rel_tol=1e-8) or delta > aside * (1 + 1e-8)
+            for was, aside in charged[release["release_id"]]
+        ):
             raise ledger.LedgerError(f"release {release['release_id']} was charged for other noise than it says.")
-    kept = store.Store(job.job.store)
-    kept.check(book.releases())
+    stored = store.Store(job.job.store)
+    stored.check(kept.releases())
     charges = {release["release_id"]: release["charge"] for release in releases}
-    for manifest in kept.published(releases):
+    for manifest in stored.published(releases):
         if manifest["mechanisms"] != charges[manifest["release_id"]]["mechanisms"]:
-            raise ledger.LedgerError(f"release {manifest['release_id']} in {kept.path} says other noise than was charged.")
+            raise ledger.LedgerError(f"release {manifest['release_id']} in {stored.path} says other noise than was charged.")
     return newest
+
+
+def _verify_book(job: config.Job, series: dict[str, Any]) -> None:
+    """Checks a series' newest page, that of a period that isn't closed."""
+    booked = [page for page in series["pages"] if page["digest"]]
+    if not booked or series["is_closed"]:
+        return
+    most = series["max_windows_contributed"]
+    for spent in book.Book(book_path(job)).spent(series["series_id"], booked[-1]["number"], booked[-1]["digest"]):
+        if over := pc.sum(pc.greater(spent["units"], most)).as_py():
+            raise ledger.LedgerError(f"the contribution book lets {over} user(s) into more than {most} windows.")
 
 
 def _cost(composition: privacy_filter.Composition, mechanisms: Sequence[dict[str, Any]]) -> float:

@@ -12,6 +12,7 @@ from dp_accounting import gaussian_mechanism
 
 from data import database, errors, store, tables
 from pipelines import config, contract, release
+from transforms.privacy import filter as privacy_filter
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def run(job: config.Job) -> Path:
             popular=_read(model, "popular", tables.POPULAR),
             model_versions=_model_versions(int(model.name), trained),
             privacy_ledger=_privacy_ledger([{"release_id": each["release_id"], **each["charge"]} for each in releases]),
+            privacy_periods=_privacy_periods(job),
             release_report=_release_report(manifest),
         ),
         job.publish.keep_versions,
@@ -101,6 +103,25 @@ def _privacy_ledger(ledger: list[dict[str, Any]]) -> pa.Table:
         for mechanism in charge["mechanisms"]
     ]
     return pa.Table.from_pylist(rows, tables.PRIVACY_LEDGER)
+
+
+def _privacy_periods(job: config.Job) -> pa.Table:
+    """One row for each period with a charge, by the contract's own filter."""
+    account = contract.open_ledger(job)
+    known = account.known(job.job.data_set)
+    delta = known.total_delta - known.selection_delta
+    rows = [
+        {
+            **{name: getattr(known, name) for name in ("data_set", "unit", "composition", "total_epsilon", "total_delta")},
+            "period": spent.period,
+            "releases": spent.releases,
+            "spent_epsilon": privacy_filter.spent_epsilon(known.composition, spent.cost, delta),
+            "spent_delta": delta + spent.delta,
+        }
+        for spent in account.spent(known.data_set)
+        if spent.releases
+    ]
+    return pa.Table.from_pylist(rows, tables.PRIVACY_PERIODS)
 
 
 def _release_report(manifest: dict[str, Any]) -> pa.Table:

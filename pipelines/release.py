@@ -1,16 +1,20 @@
 """The release job: events in, noisy tables out, charged once.
 
-events -> IngestEvents -> GroupByUser -> ReleaseSelection, ReleaseCounts, ReleaseCooccurrence -> CommitRelease
+events -> IngestEvents -> GroupByUser -> (AdmitUsers) -> ReleaseSelection, ReleaseCounts, ReleaseCooccurrence -> CommitRelease
                |-> ReserveBudget: no noise is drawn without the ledger's grant
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
 import importlib.metadata
 import logging
 import math
+import platform
 import re
+import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +22,17 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from data import catalogue, errors, ledger, store
+from data import book, catalogue, errors, ledger, periods, store
 from pipelines import config, contract
 from runners import direct
 from transforms import bounding
 from transforms.ingest import decode, events, pseudonym, sources
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
-from transforms.release import commit, cooccurrence, counts, grant, reference, selection
+from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection
+
+LEASE_SECONDS = 300.0
+"""How long a machine that has died keeps a job from the others."""
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +46,7 @@ class Plan:
         mechanisms: by name, as drawn and as charged.
         attempt: random, for each run.
         ledger_url: whom to ask.
+        span: from the first to the last window of the series that the window is one of; None: it is charged alone.
     """
 
     job: config.Job
@@ -48,6 +56,7 @@ class Plan:
     catalogue: catalogue.Catalogue | None
     attempt: str
     ledger_url: str
+    span: tuple[dt.datetime, dt.datetime] | None
 
     @property
     def bounding_key(self) -> bytes:
@@ -83,6 +92,8 @@ class Plan:
             again: how many of the same were published before.
         """
         job, composition = self.job, self.job.privacy.composition
+        cost = privacy_filter.total_cost(composition, (each.noise_multiplier for each in self.mechanisms.values()))
+        delta = math.fsum(mechanism.delta for mechanism in self.mechanisms.values())
         items = [] if self.catalogue is None else self.catalogue.table["item_id"].to_pylist()
         return ledger.Request(
             data_set=job.job.data_set,
@@ -94,12 +105,23 @@ class Plan:
             content={"settings": settings(job), "digests": digests, "items": items, "again": again},
             window_start=job.window.start,
             window_end=job.window.end,
-            cost=privacy_filter.total_cost(composition, (each.noise_multiplier for each in self.mechanisms.values())),
-            delta=math.fsum(mechanism.delta for mechanism in self.mechanisms.values()),
+            cost=cost,
+            delta=delta,
             charge=self.charge(),
             attempt=self.attempt,
             job=job.job.name,
             code_version=importlib.metadata.version("sottovoce"),
+            series=self._series(cost, delta),
+        )
+
+    def _series(self, cost: float, delta: float) -> ledger.Series | None:
+        window = self.job.window
+        if self.span is None or window.max_windows_contributed is None:
+            return None
+        start, end = self.span
+        windows = (end - start) // window.duration
+        return ledger.Series(
+            start, window.duration, windows, window.max_windows_contributed, window.min_separation, cost, delta
         )
 
 
@@ -110,6 +132,11 @@ def settings(job: config.Job) -> dict[str, Any]:
         "window.start": job.window.start.isoformat(),
         "window.end": job.window.end.isoformat(),
         **{f"window.{key}": getattr(job.window, key) for key in ("size", "slack_seconds", "budget_share")},
+        **(
+            {f"window.{key}": getattr(job.window, key) for key in ("max_windows_contributed", "min_separation")}
+            if job.window.max_windows_contributed
+            else {}
+        ),
         **{
             f"source.{key}": getattr(job.source, key)
             for key in ("columns", "event_types", "time_unit", "min_value", "weigh_by_value", "max_skew_seconds")
@@ -127,9 +154,14 @@ def settings(job: config.Job) -> dict[str, Any]:
     }
 
 
-def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
-    """Splits the job's budget, or the window's share of it, over its mechanisms."""
-    total, share = budget.Budget(job.privacy.total_epsilon, job.privacy.total_delta), job.window.budget_share
+def plan(job: config.Job, public: catalogue.Catalogue | None, span: tuple[dt.datetime, dt.datetime] | None = None) -> Plan:
+    """Splits the job's budget, or the window's share of it, over its mechanisms.
+
+    Args:
+        span: of the series that the window is one of, where the contribution book bounds its windows.
+    """
+    total = budget.Budget(job.privacy.total_epsilon, job.privacy.total_delta)
+    share = job.window.budget_share / (job.window.max_windows_contributed or 1)
     selection_delta = contract.selection_delta(job)
     shares = {
         budget.SELECTION: job.selection.budget_share,
@@ -151,7 +183,7 @@ def plan(job: config.Job, public: catalogue.Catalogue | None) -> Plan:
     by_name = {mechanism.name: mechanism for mechanism in mechanisms}
     if share < 1:
         total = _share_of(total, selection_delta, mechanisms, job.privacy.composition)
-    return Plan(job, dt.datetime.now(dt.UTC), total, by_name, public, store.new_id(), contract.ledger_url(job))
+    return Plan(job, dt.datetime.now(dt.UTC), total, by_name, public, store.new_id(), contract.ledger_url(job), span)
 
 
 def _share_of(
@@ -203,6 +235,10 @@ def build(
     asked = grant.Asked(plan.ledger_url, request, store_path, job.source.max_malformed_share)
     grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
     users = ingested.events | "GroupByUser" >> group
+    if request.series is not None:
+        users, grants = users | "AdmitUsers" >> admission.AdmitUsers(
+            str(contract.book_path(job)), plan.ledger_url, grants, group.directory
+        )
     release_items = selection.ReleaseSelection(_selection_params(plan), grants, plan.bounding_key)
     items = users | "ReleaseSelection" >> release_items
     release_counts = _counts(plan, items)
@@ -221,8 +257,16 @@ def build(
     return released | "CommitRelease" >> commit.CommitRelease(store_path, plan.ledger_url, plan.attempt, manifest, grants)
 
 
-def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = False) -> Path:
+def run(
+    job: config.Job,
+    beam_flags: Sequence[str] = (),
+    allow_another: bool = False,
+    span: tuple[dt.datetime, dt.datetime] | None = None,
+) -> Path:
     """Runs the release job, or finds that it was done before; returns the published release's path.
+
+    Args:
+        span: as `plan`.
 
     Raises:
         ledger.BudgetRefusedError: the contract doesn't let it through.
@@ -230,8 +274,8 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), allow_another: bool = F
         errors.RefusedError: too many rows are malformed.
         sources.SourceError, catalogue.CatalogueError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
     """
-    with store.Store(job.job.store).running() as kept:
-        return _run(job, kept, beam_flags, allow_another)
+    with _leased(job) as (kept, held):
+        return _run(job, kept, held, beam_flags, allow_another, span)
 
 
 def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = ()) -> Iterator[Path]:
@@ -252,33 +296,89 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
     for start, end in job.window.closed(until):
         if (start.isoformat(), end.isoformat()) not in done:
             window = job.window.model_copy(update={"start": start, "end": end})
-            yield run(job.model_copy(update={"window": window}), beam_flags)
+            yield run(job.model_copy(update={"window": window}), beam_flags, span=_span(job, start))
+
+
+def _span(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
+    """From the first to the last window of the job in the period that a window is in; None without a contribution book."""
+    if not job.window.max_windows_contributed:
+        return None
+    bounds = periods.bounds(job.privacy.period, start)
+    # A period is planned to its end: a job that is made to go on longer goes on with the same series.
+    return (max(job.window.start, bounds[0]), bounds[1]) if bounds else (job.window.start, job.window.end)
 
 
 def _settled(job: config.Job) -> list[dict[str, Any]]:
     """Ends what a crash cut short in the job's store; returns the releases of its data set."""
-    book = contract.open_ledger(job)
+    account = contract.open_ledger(job)
+    with _leased(job) as (kept, _):
+        kept.check(account.releases())
+        if account.contract(job.job.data_set):
+            kept.settle(account.releases())
+            for series in account.series(job.job.data_set):
+                _prune(book.Book(contract.book_path(job)), series)
+    return account.releases(job.job.data_set)
+
+
+@contextlib.contextmanager
+def _leased(job: config.Job) -> Iterator[tuple[store.Store, tuple[str, int]]]:
+    """Keeps every other run of this job away, here and on other machines; yields the store, and the lease's name and fence.
+
+    Raises:
+        errors.AlreadyReleasedError: there is one.
+    """
+    account, name = contract.open_ledger(job), f"{job.job.data_set}/{job.job.name}"
     with store.Store(job.job.store).running() as kept:
-        kept.check(book.releases())
-        if book.contract(job.job.data_set):
-            kept.settle(book.releases())
-    return book.releases(job.job.data_set)
+        # Whoever has the store's lock knows that its earlier runs on this machine are over.
+        owner = hashlib.sha256(f"{platform.node()}|{uuid.getnode()}|{kept.path.resolve()}".encode()).hexdigest()
+        fence = account.lease(name, owner, LEASE_SECONDS)
+        is_over = threading.Event()
+
+        def renew() -> None:
+            while not is_over.wait(LEASE_SECONDS / 3):
+                # If it can't be renewed, it may be taken: the ledger will then refuse this run.
+                with contextlib.suppress(ledger.LedgerError):
+                    account.renew(name, fence, LEASE_SECONDS)
+
+        renewing = threading.Thread(target=renew, daemon=True)
+        renewing.start()
+        try:
+            yield kept, (name, fence)
+        finally:
+            is_over.set()
+            renewing.join()
+            account.renew(name, fence, 0)
 
 
-def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_another: bool) -> Path:
-    book = contract.open_ledger(job)
-    kept.check(book.releases())
+def _prune(kept: book.Book, series: dict[str, Any]) -> None:
+    """Leaves the newest page, and those whose releases are yet to be published."""
+    booked = [page for page in series["pages"] if page["digest"]]
+    needed = [page for page in booked if page["status"] != ledger.PUBLISHED] + booked[-1:]
+    if not series["is_closed"]:
+        kept.prune(series["series_id"], {(page["number"], page["digest"]) for page in needed})
+
+
+def _run(
+    job: config.Job,
+    kept: store.Store,
+    held: tuple[str, int],
+    beam_flags: Sequence[str],
+    allow_another: bool,
+    span: tuple[dt.datetime, dt.datetime] | None,
+) -> Path:
+    account = contract.open_ledger(job)
+    kept.check(account.releases())
     public = load_catalogue(job)
     _check_memory(job, public)
-    planned = plan(job, public)
+    planned = plan(job, public, span)
     rules = event_rules(job, planned.now)
     fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
     key = pseudonym.read_key(job.privacy.key_file)
     digests = sources.digests(fragments) if job.window.size == "all" else {}
-    request = _request(book, planned, key, digests, allow_another)
-    book.check(request)
-    kept.settle(book.releases())
-    found = book.find(request)
+    request = dataclasses.replace(_request(account, planned, key, digests, allow_another), lease=held)
+    account.check(request)
+    kept.settle(account.releases())
+    found = account.find(request)
     if found and found.status == ledger.PUBLISHED:
         log.info("%s holds this release: reading it back, at no cost", kept.path)
         return _shown(kept, found.release_id)
@@ -296,16 +396,20 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
         raise config.JobFileError(str(error)) from error
     log.info("releasing %s from %d file part(s)", job.job.data_set, len(fragments))
     buckets = job.runner.buckets or bounding.buckets_for(sum(fragment.rows for fragment in fragments))
+    if span is not None:
+        buckets = book.SHARDS
     try:
         with kept.spill() as directory, pipeline as root:
             group = bounding.GroupByUser(buckets, job.source.event_types, str(directory) if job.runner.spill else None)
             build(root, planned, request, ingest, group)
-    except (RuntimeError, sources.SourceError) as error:
+    except (RuntimeError, errors.UserError) as error:
         # The runner wraps what a worker raised: in a text of its own, or with the step's name after it.
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
         if damaged := re.search(r"(?:.*SourceError: )?(.*damaged\?)", str(error)):
             raise sources.SourceError(damaged[1]) from error
+        if isinstance(error, errors.UserError):
+            raise type(error)(str(error).partition(" [while running")[0]) from error
         raise
     record = kept.run_record(planned.attempt)
     if record["refused"]:
@@ -315,11 +419,11 @@ def _run(job: config.Job, kept: store.Store, beam_flags: Sequence[str], allow_an
     return kept.release_path(record["release_id"])
 
 
-def _request(book: ledger.Ledger, planned: Plan, key: bytes, digests: dict[str, str], allow_another: bool) -> ledger.Request:
+def _request(account: ledger.Ledger, planned: Plan, key: bytes, digests: dict[str, str], allow_another: bool) -> ledger.Request:
     """The job's request; with `allow_another` the first that was not published before, a crashed one is gone on with."""
     request = planned.request(key, digests, 0)
     again = 0
-    while allow_another and (found := book.find(request)) and found.status == ledger.PUBLISHED:
+    while allow_another and (found := account.find(request)) and found.status == ledger.PUBLISHED:
         again += 1
         request = planned.request(key, digests, again)
     return request

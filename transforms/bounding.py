@@ -76,8 +76,7 @@ def _slices(batch: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
     columns = {name: batch[name].combine_chunks() for name in names}
     if not columns:
         return
-    # Numbers of 16 bits are sorted by counting.
-    bucket = (_user_hash(columns["privacy_id"]) % np.uint64(buckets)).astype(np.uint16)
+    bucket = _buckets(columns["privacy_id"], buckets)
     order = np.argsort(bucket, kind="stable")
     for name in _REPETITIVE:
         # What dead and dropped rows had goes no further.
@@ -261,6 +260,16 @@ def _smallest(hashed: np.ndarray, sizes: np.ndarray, limit: int) -> np.ndarray:
     kept = np.zeros(len(hashed), bool)
     kept[order[np.arange(len(order)) - np.repeat(starts, sizes) < limit]] = True
     return kept
+
+
+def bucket_of(privacy_ids: pa.FixedSizeBinaryArray, buckets: int) -> int:
+    """The bucket, of so many, that all these pseudonyms are in."""
+    return int(_buckets(privacy_ids[:1], buckets)[0])
+
+
+def _buckets(privacy_ids: pa.FixedSizeBinaryArray, buckets: int) -> np.ndarray:
+    # Numbers of 16 bits are sorted by counting.
+    return (_user_hash(privacy_ids) % np.uint64(buckets)).astype(np.uint16)
 
 
 def _user_hash(privacy_ids: pa.FixedSizeBinaryArray) -> np.ndarray:

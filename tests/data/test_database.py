@@ -64,6 +64,11 @@ def make_contents(version: int = 1, **changes: object) -> database.Contents:
                 spent("r1", "cooccurrence", 0.5, 1e-6),
                 spent("r2", "counts.users", 0.25, 1e-6),
             ),
+            privacy_periods=rows(
+                tables.PRIVACY_PERIODS,
+                ("shop", "2026-02", "user", "gaussian", 1, 0.5, 1e-6, 2.0, 1e-6),
+                ("shop", "2026-01", "user", "gaussian", 2, 0.6, 1e-6, 2.0, 1e-6),
+            ),
             release_report=rows(tables.RELEASE_REPORT, ("r1", "limits", 1, "50 items per user")),
         ),
         **changes,
@@ -322,13 +327,9 @@ def test_sql_reaches_nothing_else(store, sql):
             id="trending: newest window only",
         ),
         pytest.param(
-            "(SELECT release_id, mechanisms, total_epsilon, total_delta FROM privacy_spent())",
-            [
-                ("r1", ["cooccurrence", "selection"], 0.5, 1e-6),
-                ("r2", ["counts.users"], 0.25, 1e-6),
-                ("all releases", None, 0.75, 2e-6),
-            ],
-            id="privacy spent, and the sum last",
+            "(SELECT period, releases, spent_epsilon, total_epsilon FROM privacy_spent())",
+            [("2026-01", 2, 0.6, 2.0), ("2026-02", 1, 0.5, 2.0)],
+            id="privacy spent by period",
         ),
     ],
 )

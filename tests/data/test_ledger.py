@@ -19,7 +19,7 @@ from alembic.runtime import migration
 from dp_accounting import pld
 from hypothesis import strategies as st
 
-from data import ledger
+from data import errors, ledger
 from tests.bench import ledger as bench
 from transforms.privacy import filter as privacy_filter
 
@@ -377,6 +377,157 @@ def test_the_content_is_nowhere_in_the_file(kept, tmp_path):
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"2025-01" in written
     assert b"c0ffee" not in written
+
+
+# Series
+
+
+SERIES = ledger.Series(dt.datetime(2025, 1, 1, tzinfo=dt.UTC), dt.timedelta(days=1), 31, 2, 1, 0.25, 0.0)
+
+
+def window(day: int, **changes) -> ledger.Request:
+    """One of the series' windows, of one day."""
+    return replace(another(100 + day, **days(day, day + 1)), series=SERIES, **changes)
+
+
+def booked(kept: ledger.Ledger, request: ledger.Request) -> ledger.Grant:
+    """Reserves a window and writes its page down."""
+    grant = kept.reserve(request)
+    assert kept.book(grant.release_id, grant.fence, f"page {request.number}")
+    return grant
+
+
+def test_a_series_is_charged_once_and_whole_with_its_first_window(kept):
+    for day in (1, 2, 5, 31):
+        booked(kept, window(day))
+    assert kept.spent("shop") == [ledger.Spent("2025-01", 0.5, 0.0, 4, False)]
+    assert [page["number"] for page in kept.series("shop")[0]["pages"]] == [0, 1, 4, 30]
+    assert kinds(kept) == ["init", "planned", *["reserved", "booked"] * 4]
+    kept.verify()
+
+
+def test_a_series_without_room_for_all_of_it_does_not_begin(kept):
+    for i in range(3):
+        kept.reserve(another(i))
+    with pytest.raises(ledger.BudgetRefusedError, match=r"this series of 31 windows asks for 50\.0% of it"):
+        kept.reserve(window(1))
+    assert kept.series("shop") == []
+
+
+def test_a_series_leaves_the_rest_to_other_releases(kept):
+    booked(kept, window(1))
+    kept.reserve(another(0))
+    kept.reserve(another(1))
+    with pytest.raises(ledger.BudgetRefusedError, match=r"has 0\.0% left"):
+        kept.reserve(another(2))
+
+
+def test_another_job_has_a_series_of_its_own_and_pays_for_it(kept):
+    booked(kept, window(1))
+    booked(kept, replace(window(1), content={"other": 1}, job="other"))
+    assert kept.spent("shop") == [ledger.Spent("2025-01", 1.0, 0.0, 2, False)]
+    with pytest.raises(ledger.BudgetRefusedError, match=r"has 0\.0% left"):
+        kept.reserve(replace(window(1), content={"third": 1}, job="third"))
+
+
+@pytest.mark.parametrize("is_booked", [False, True])
+@pytest.mark.parametrize("day", [3, 2, 1])
+def test_windows_of_a_series_come_one_after_the_other(kept, is_booked, day):
+    grant = kept.reserve(window(2))
+    if is_booked:
+        kept.book(grant.release_id, grant.fence, "page")
+    request = replace(window(day), content={"another": day})
+    if is_booked and day == 3:
+        assert kept.reserve(request).page.before == (1, "page")
+    else:
+        with pytest.raises(ledger.BudgetRefusedError, match="come one after the other"):
+            kept.reserve(request)
+
+
+def test_a_page_is_booked_by_the_newest_fence_and_only_once(kept):
+    stale = kept.reserve(window(1))
+    held = kept.reserve(window(1, attempt="second"))
+    assert held.page == stale.page
+    assert not kept.book(stale.release_id, stale.fence, "stale")
+    assert kept.book(held.release_id, held.fence, "digest")
+    assert kept.book(held.release_id, held.fence, "digest")
+    assert not kept.book(held.release_id, held.fence, "another")
+    assert kept.reserve(window(1, attempt="third")).page == replace(held.page, digest="digest")
+
+
+def test_nothing_is_published_without_its_page(kept):
+    grant = kept.reserve(window(1))
+    with pytest.raises(ledger.LedgerError, match="before the contribution book has its users"):
+        kept.publish(grant.release_id, grant.fence, "attempt")
+    kept.book(grant.release_id, grant.fence, "digest")
+    assert kept.publish(grant.release_id, grant.fence, "attempt")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"units": 0}, {"cost": 0.3}, {"delta": 1e-9}, days(1, 3), {"window_start": SERIES.start + dt.timedelta(hours=1)}],
+    ids=["no unit", "cost", "delta", "two days", "between two"],
+)
+def test_a_window_that_its_series_does_not_pay_for_is_no_request(changes):
+    with pytest.raises(ValueError, match="Request: "):
+        window(1, **changes)
+
+
+def test_a_closed_period_ends_its_series(kept):
+    booked(kept, window(1))
+    kept.close("shop", "2025-01")
+    with pytest.raises(ledger.BudgetRefusedError, match="is closed"):
+        kept.reserve(window(2))
+
+
+@pytest.mark.parametrize(
+    ("statement", "caught"),
+    [
+        ("update series set max_windows_contributed = 9", "table of series"),
+        ("update series set cost = 0", "table of series"),
+        ("update pages set digest = 'another'", "table of pages"),
+        ("delete from pages", "table of pages"),
+    ],
+)
+def test_a_series_changed_behind_the_ledgers_back_is_caught(kept, url, statement, caught):
+    booked(kept, window(1))
+    tamper(url, statement)
+    with pytest.raises(ledger.LedgerError, match=caught):
+        kept.verify()
+
+
+def test_a_ledger_from_before_there_were_series_is_brought_up_to_date(kept, url):
+    kept.reserve(REQUEST)
+    for statement in ("drop table pages", "drop table series", "drop table leases"):
+        tamper(url, statement)
+    tamper(url, "update alembic_version set version_num = '0001'")
+    opened = ledger.Ledger(url)
+    opened.verify()
+    booked(opened, window(1))
+    assert opened.spent("shop") == [ledger.Spent("2025-01", 0.75, 0.0, 2, False)]
+
+
+# Leases
+
+
+def test_a_lease_keeps_others_away_until_it_is_over_or_given_back(kept):
+    first = kept.lease("job", "ann", 600)
+    with pytest.raises(errors.AlreadyReleasedError, match="has this job in hand"):
+        kept.lease("job", "bob", 600)
+    assert kept.lease("another job", "bob", 600) == 1
+    assert kept.renew("job", first, 0)
+    second = kept.lease("job", "bob", 600)
+    assert second > first
+    assert not kept.renew("job", first, 600)
+    assert kept.lease("job", "bob", 600) > second
+
+
+def test_who_has_lost_the_lease_reserves_nothing(kept):
+    fence = kept.lease("job", "ann", 0)
+    kept.lease("job", "bob", 600)
+    with pytest.raises(errors.AlreadyReleasedError, match="another run has taken this job over"):
+        kept.reserve(replace(REQUEST, lease=("job", fence)))
+    assert kept.releases("shop") == []
 
 
 # Verifying

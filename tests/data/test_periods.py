@@ -121,3 +121,37 @@ def test_periods_are_those_of_utc_whatever_the_windows_time_zone(start, end, nam
 )
 def test_names_of_periods_are_told_from_other_texts(period, name, is_one):
     assert periods.is_name(period, name) == is_one
+
+
+@pytest.mark.parametrize(
+    ("period", "start", "hours", "expected"),
+    [
+        ("month", "2025-01-01T00:00", 1, True),
+        ("month", "2025-01-03T07:00", 24, False),
+        ("month", "2025-01-03T00:00", 24, True),
+        ("month", "2025-01-01T00:00", 7, False),
+        ("month", "2025-01-01T00:00", 48, False),
+        ("week", "2025-01-06T00:00", 168, True),
+        ("week", "2025-01-07T00:00", 168, False),
+        ("week", "2025-01-07T03:00", 3, True),
+        ("day", "2025-01-07T00:30", 1, False),
+        ("lifetime", "2025-01-07T00:30", 1000, True),
+    ],
+)
+def test_windows_divide_a_period_or_not(period, start, hours, expected):
+    begin = dt.datetime.fromisoformat(start).replace(tzinfo=dt.UTC)
+    assert periods.divides(period, begin, dt.timedelta(hours=hours)) == expected
+    size = dt.timedelta(hours=hours)
+    windows = [(begin + k * size, begin + (k + 1) * size) for k in range(200)]
+    assert expected == all(len(periods.names(period, *window)) == 1 for window in windows)
+
+
+@pytest.mark.parametrize(
+    ("period", "first", "last"),
+    [("month", "2025-02-01", "2025-03-01"), ("week", "2025-02-24", "2025-03-03"), ("day", "2025-02-28", "2025-03-01")],
+)
+def test_a_time_lies_between_the_bounds_of_its_period(period, first, last):
+    time = dt.datetime(2025, 2, 28, 23, 59, tzinfo=dt.UTC)
+    bounds = tuple(dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC) for day in (first, last))
+    assert periods.bounds(period, time) == bounds
+    assert periods.bounds("lifetime", time) is None

@@ -70,6 +70,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "period": "lifetime",
             "composition": "gaussian",
             "ledger": None,
+            "book": None,
             "expected_users": 4000,
             "allow_large_delta": False,
             "key_file": None,
@@ -81,6 +82,8 @@ def test_a_least_job_file_gets_the_defaults(path):
             "end": dt.datetime(2025, 2, 1, tzinfo=dt.UTC),
             "slack_seconds": 0.0,
             "budget_share": 1.0,
+            "max_windows_contributed": None,
+            "min_separation": 1,
         },
         "selection": {"budget_share": 0.08, "max_partitions_contributed": 500, "delta_share": 0.5},
         "counts": {

@@ -48,8 +48,9 @@ def test_every_item_has_recommendations_and_readable_titles(world, capfdbinary):
 
 
 def test_the_database_says_what_was_spent(world, capfdbinary):
-    [release, total] = ask("select total_epsilon, total_delta from privacy_spent()", capfdbinary)
-    assert release == total == {"total_epsilon": 20.0, "total_delta": 1e-6}
+    [period] = ask("select period, releases, spent_epsilon, spent_delta, total_epsilon from privacy_spent()", capfdbinary)
+    assert period.pop("spent_epsilon") == pytest.approx(20, rel=1e-6)
+    assert period == {"period": "lifetime", "releases": 1, "spent_delta": 1e-6, "total_epsilon": 20.0}
     sections = ask("select distinct section from release_report order by all", capfdbinary)
     assert [row["section"] for row in sections] == ["cooccurrence", "counts", "privacy", "selection"]
 
@@ -89,10 +90,14 @@ PUBLISHED = {
         **dict.fromkeys(("l2_sensitivity", "noise_sd", "noise_multiplier", "delta"), CONFIGURED),
         **dict.fromkeys(("total_epsilon", "total_delta"), CONFIGURED),
     },
+    "privacy_periods": {
+        **dict.fromkeys(("data_set", "period", "unit", "composition", "total_epsilon", "total_delta"), CONFIGURED),
+        **dict.fromkeys(("releases", "spent_epsilon", "spent_delta"), CONFIGURED),
+    },
     "release_report": {"release_id": RANDOM, **dict.fromkeys(("section", "line", "text"), CONFIGURED)},
 }
-"""Why each published column may be seen. Which rows privacy_ledger has hangs on what was reserved: on commands, on crashes and
-on refusals, which the operator answers for (docs/privacy.md)."""
+"""Why each published column may be seen. What was reserved, and so what privacy_ledger and privacy_periods have, hangs on
+commands, on crashes and on refusals, which the operator answers for (docs/privacy.md)."""
 
 
 def test_every_published_column_is_accounted_for(world, capfdbinary):

@@ -189,7 +189,7 @@ def test_a_private_selection_that_nothing_passes_still_becomes_a_database(tmp_pa
     assert cli.main(["run", str(path)]) == 0
     with database.connect(tmp_path / "store") as connection:
         assert connection.sql("select count(*) from items").fetchall() == [(0,)]
-        assert connection.sql("select total_epsilon from privacy_spent()").fetchall() == [(0.1,), (0.1,)]
+        assert connection.sql("select total_epsilon from privacy_spent()").fetchall() == [(0.1,)]
 
 
 def test_a_damaged_file_is_named_and_costs_nothing(tmp_path):

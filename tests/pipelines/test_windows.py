@@ -1,10 +1,11 @@
 """Windows that are released one after the other: each once, each charged, none from data alone."""
 
 import datetime as dt
+import time
 
 import pytest
 
-from data import errors, ledger, store, tables
+from data import book, errors, ledger, store, tables
 from pipelines import cli, config, contract, release
 from tests.pipelines.example import charges, crashing, load, published, view, write_job
 
@@ -116,6 +117,127 @@ def test_what_was_released_is_published_though_a_later_window_is_refused(tmp_pat
     assert cli.main(["run", str(path), *FLAGS, "--window.end=2025-01-05", "--until", "now"]) == 0
 
 
+def test_a_job_that_another_machine_has_in_hand_is_left_alone_until_its_lease_is_over(tmp_path):
+    job = load(write_job(tmp_path, EVENTS), *FLAGS)
+    account = contract.open_ledger(job)
+    fence = account.lease("test/test", "another machine", 600)
+    with pytest.raises(errors.AlreadyReleasedError, match=r"has this job in hand, for \d+ s"):
+        list(release.run_until(job, until(2)))
+    account.renew("test/test", fence, 0)
+    assert len(list(release.run_until(job, until(2)))) == 1
+    assert not account.renew("test/test", fence, 600)
+
+
+def test_a_run_whose_lease_was_taken_spends_nothing(tmp_path, monkeypatch):
+    job = load(write_job(tmp_path, EVENTS), *FLAGS)
+    account, event_rules = contract.open_ledger(job), release.event_rules
+
+    def overslept(*arguments):
+        account.lease("test/test", "another machine", 600)
+        return event_rules(*arguments)
+
+    monkeypatch.setattr(release, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(release, "event_rules", overslept)
+    with pytest.raises(errors.AlreadyReleasedError, match="another run has taken this job over"):
+        list(release.run_until(job, until(2)))
+    assert charges(job) == []
+
+
+def test_a_run_holds_its_lease_for_as_long_as_it_takes(tmp_path, monkeypatch):
+    job = load(write_job(tmp_path, EVENTS), *FLAGS)
+    monkeypatch.setattr(release, "LEASE_SECONDS", 0.6)
+    account, held = contract.open_ledger(job), []
+    event_rules = release.event_rules
+
+    def slow(*arguments):
+        time.sleep(1.2)
+        with pytest.raises(errors.AlreadyReleasedError):
+            account.lease("test/test", "another machine", 600)
+        held.append(True)
+        return event_rules(*arguments)
+
+    monkeypatch.setattr(release, "event_rules", slow)
+    assert len(list(release.run_until(job, until(2)))) == len(held) == 1
+
+
+EVERY_DAY = [
+    *(view("ann", "a", f"a{day}", DAY.format(day)) for day in range(1, 8)),
+    *(view("bob", "b", f"b{day}", DAY.format(day)) for day in (2, 5, 6)),
+]
+TWICE = ["--window.size=1d", "--window.max_windows_contributed=2", "--privacy.period=month"]
+
+
+def seen(job: config.Job) -> list[str]:
+    """Whose items have users in each window, in order: `a` is ann's, `b` bob's."""
+    found = []
+    for manifest in published(job):
+        counts = store.Store(job.job.store).read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
+        found.append("".join(sorted({row["item_id"] for row in counts if row["users"]})))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ["a", "ab", "", "", "b", "", ""]),
+        (["--window.min_separation=4"], ["a", "b", "", "", "a", "b", ""]),
+        (["--window.max_windows_contributed=1"], ["a", "b", "", "", "", "", ""]),
+    ],
+    ids=["first come", "separated", "once"],
+)
+def test_a_user_is_in_so_many_windows_and_no_more(tmp_path, flags, expected):
+    job = load(write_job(tmp_path, EVERY_DAY), *TWICE, *flags)
+    list(release.run_until(job, until(8)))
+    assert seen(job) == expected
+
+
+def test_a_series_is_charged_once_and_a_window_costs_its_part(tmp_path):
+    job = load(write_job(tmp_path, EVERY_DAY, epsilon=1.0), *TWICE)
+    list(release.run_until(job, until(4)))
+    account = contract.open_ledger(job)
+    [spent] = account.spent("test")
+    assert (spent.period, spent.releases) == ("2025-01", 3)
+    assert 1 - 1e-8 < spent.cost / account.known("test").capacity <= 1
+    assert "3 of 31 planned windows are released, each user is in at most 2 of them" in "\n".join(contract.show(job))
+    contract.verify(job, None)
+
+
+def test_a_window_begun_again_after_a_crash_has_the_users_it_had(tmp_path):
+    path = write_job(tmp_path, EVERY_DAY)
+    with crashing("finish"):
+        list(release.run_until(load(path, *TWICE), until(2)))
+    write_job(tmp_path, [*EVERY_DAY, view("cat", "c", "c1", DAY.format(1))])
+    list(release.run_until(load(path, *TWICE), until(4)))
+    assert seen(load(path, *TWICE)) == ["a", "ab", ""]
+    contract.verify(load(path, *TWICE), None)
+
+
+def test_each_period_has_a_book_of_its_own_that_goes_when_it_closes(tmp_path):
+    flags = ["--window.size=1d", "--window.max_windows_contributed=1", "--privacy.period=week", "--window.start=2024-12-30"]
+    job = load(write_job(tmp_path, EVERY_DAY), *flags)
+    list(release.run_until(job, until(8)))
+    assert seen(job) == ["", "", "a", "b", "", "", "", "ab", ""]
+    kept = contract.book_path(job)
+    assert len(list(kept.iterdir())) == 2
+    contract.close(job, "2025-W01")
+    contract.verify(job, None)
+    assert len(list(kept.iterdir())) == 1
+
+
+@pytest.mark.parametrize("what", ["all", "page", "shard"])
+def test_a_book_that_is_lost_is_not_begun_anew(tmp_path, what):
+    job = load(write_job(tmp_path, EVERY_DAY), *TWICE)
+    list(release.run_until(job, until(2)))
+    kept = contract.book_path(job)
+    for path in kept.rglob({"all": "*.*", "page": "*.json", "shard": "*.arrow"}[what]):
+        path.unlink()
+    with pytest.raises(book.BookError, match="Put the book back"):
+        contract.verify(job, None)
+    with pytest.raises(book.BookError, match="Put the book back"):
+        list(release.run_until(job, until(3)))
+    assert len(published(job)) == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -125,8 +247,25 @@ def test_what_was_released_is_published_though_a_later_window_is_refused(tmp_pat
         (["--window.size=1d", "--until", "now", "--new-release"], "no --new-release"),
         (["--window.size=1x", "--until", "now"], 'must be "all" or a number of'),
         (["--window.size=8d", "--privacy.period=week", "--until", "now"], "is longer than a period"),
+        ([*TWICE, "--window.size=all"], "is for windows that follow one another"),
+        ([*TWICE, "--window.size=7d", "--until", "now"], "don't each lie in one period"),
+        ([*TWICE, "--runner.buckets=3", "--until", "now"], "the book has its own number"),
+        ([*TWICE, "--privacy.ledger=postgresql+psycopg://h/d", "--until", "now"], "privacy.book: must name a directory"),
+        (["--window.size=1d", "--window.min_separation=2", "--until", "now"], "min_separation needs"),
     ],
-    ids=["no until", "no windows", "no time", "new release", "no size", "too long"],
+    ids=[
+        "no until",
+        "no windows",
+        "no time",
+        "new release",
+        "no size",
+        "too long",
+        "one window",
+        "two periods",
+        "buckets",
+        "no book",
+        "separation alone",
+    ],
 )
 def test_what_makes_no_sense_exits_with_2(tmp_path, capsys, flags, message):
     path = write_job(tmp_path, EVENTS)

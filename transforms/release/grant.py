@@ -34,7 +34,7 @@ def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
     else:
         try:
             granted = ledger.Ledger(asked.ledger_url).reserve(asked.request)
-        except ledger.BudgetRefusedError as error:
+        except (ledger.BudgetRefusedError, errors.AlreadyReleasedError) as error:
             refused, exit_code = str(error), error.exit_code
     if granted and granted.status == ledger.PUBLISHED:
         refused, exit_code, granted = "another run published it meanwhile.", errors.AlreadyReleasedError.exit_code, None
