@@ -19,6 +19,7 @@ setuptools.setup(
     install_requires=[
         "alembic>=1.14,<2",
         "apache-beam>=2.77,<3",
+        "apscheduler>=3.11,<4",
         "cryptography>=43",
         "dp-accounting>=0.6,<0.7",
         "duckdb>=1.4,<3",

@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
             job.add_argument("--new-release", action="store_true", help="charge every user again, though a release is there")
             job.add_argument("--until", metavar="TIME", help="release each window that is closed then; now, or a time in UTC")
         job.set_defaults(command=command, takes_flags=True)
+    schedule = commands.add_parser("schedule", help="run a job with windows again and again", allow_abbrev=False)
+    schedule.add_argument("job", type=Path, metavar="JOB.toml")
+    schedule.add_argument(
+        "--foreground", action="store_true", help="here and now; without it, print a systemd timer and a cron line"
+    )
+    schedule.set_defaults(command=_schedule, takes_flags=True)
     _add_budget(commands.add_parser("budget", help="what may be spent, and what was", allow_abbrev=False))
     ask = commands.add_parser("query", help="query the published database with SQL", allow_abbrev=False)
     ask.add_argument("sql", metavar="SQL")
@@ -192,6 +198,27 @@ def _time(text: str) -> dt.datetime:
         raise config.JobFileError(f"--until {text}: must be now, or a time such as 2025-12-31T08:00:00Z.") from error
 
 
+def _schedule(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import config
+    from runners import schedule
+
+    job, _ = config.load(arguments.job, flags)
+    if job.window.size == "all":
+        raise config.JobFileError('window.size = "all": a schedule is for jobs with windows that follow one another.')
+    slack = dt.timedelta(seconds=job.window.slack_seconds)
+    times = schedule.cadence(job.window.start, job.window.duration, slack)
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(arguments.job.absolute()), "--until", "now", *flags]
+    if arguments.foreground:
+        schedule.run(times, command)
+        return
+    name = re.sub(r"\W+", "-", job.job.name)
+    try:
+        print(schedule.units(name, times, command, Path.cwd()))
+        print("# or in a crontab:\n" + schedule.cron_line(times, command, Path.cwd()), end="")
+    except ValueError as error:
+        raise config.JobFileError(f"schedule: {error}") from error
+
+
 def _train(arguments: argparse.Namespace, flags: list[str]) -> None:
     from pipelines import train
 
@@ -253,7 +280,7 @@ def _show_progress() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
-    for room in ("data", "transforms", "models", "pipelines"):
+    for room in ("data", "transforms", "models", "runners", "pipelines"):
         logging.getLogger(room).setLevel(logging.INFO)
 
 
