@@ -540,11 +540,11 @@ class Ledger:
         """Returns the release that has the request's content, if it was ever reserved; changes nothing."""
         with self._reading() as connection:
             known = self._release(connection, request)
-        return None if known is None else Grant(known.release_id, known.fence, known.status)
+        return None if known is None or known.status == REFUSED else Grant(known.release_id, known.fence, known.status)
 
     def releases(self, data_set: str | None = None) -> list[dict[str, Any]]:
-        """Returns the releases of a data set, or of all, in the order in which they were reserved; `charge` is decoded."""
-        query = sa.select(RELEASES).order_by(RELEASES.c.sequence)
+        """Returns what was reserved for a data set, or for all, in that order, published or not; `charge` is decoded."""
+        query = sa.select(RELEASES).where(RELEASES.c.status != REFUSED).order_by(RELEASES.c.sequence)
         if data_set is not None:
             query = query.where(RELEASES.c.data_set == data_set)
         with self._reading() as connection:
@@ -623,9 +623,13 @@ class Ledger:
         known = self._release(connection, request)
         if known is not None and known.status == PUBLISHED:
             return known, None
-        refusal = self._refusal(connection, request, is_paid=known is not None)
+        refusal = self._refusal(connection, request, is_paid=known is not None and known.status == RESERVED)
         if refusal is not None:
-            self._append(connection, REFUSED, request.data_set, {"charge": request.charge, "why": refusal})
+            body: dict[str, Any] = {"charge": request.charge, "why": refusal}
+            if known is None and self._contract(connection, request.data_set):
+                body["release"] = self._row(connection, request, REFUSED)
+                connection.execute(RELEASES.insert().values(body["release"]))
+            self._append(connection, REFUSED, request.data_set, body)
         return known, refusal
 
     def _refusal(self, connection: sa.Connection, request: Request, is_paid: bool) -> str | None:
@@ -782,7 +786,7 @@ class Ledger:
         return connection.execute(sa.select(RELEASES.c.release_id).where(held)).one_or_none() is not None
 
     def _grant(self, connection: sa.Connection, request: Request, known: Any) -> Grant:
-        if known is not None:
+        if known is not None and known.status == RESERVED:
             fence = known.fence if known.attempt == request.attempt else known.fence + 1
             held = RELEASES.c.release_id == known.release_id
             connection.execute(RELEASES.update().where(held).values(fence=fence, attempt=request.attempt))
@@ -790,21 +794,9 @@ class Ledger:
                 body = {"release_id": known.release_id, "fence": fence, "attempt": request.attempt}
                 self._append(connection, "retry", request.data_set, body)
             return Grant(known.release_id, fence, RESERVED, self._page(connection, known.release_id))
-        row = {
-            "release_id": uuid.uuid4().hex,
-            "sequence": 1 + (connection.scalar(sa.select(sa.func.max(RELEASES.c.sequence))) or 0),
-            "data_set": request.data_set,
-            "address": self._address(connection, request),
-            "window_start": request.window_start.isoformat(),
-            "window_end": request.window_end.isoformat(),
-            "status": RESERVED,
-            "fence": 1,
-            "attempt": request.attempt,
-            "charge": json.dumps(request.charge, sort_keys=True),
-            "reserved_at": _now(),
-            "job": request.job,
-            "code_version": request.code_version,
-        }
+        if known is not None:  # refused before
+            connection.execute(RELEASES.delete().where(RELEASES.c.release_id == known.release_id))
+        row = self._row(connection, request, RESERVED)
         charges = [
             {
                 "release_id": row["release_id"],
@@ -824,6 +816,24 @@ class Ledger:
             body["page"] = self._plan(connection, request, request.series, str(row["release_id"]))
         self._append(connection, RESERVED, request.data_set, body)
         return Grant(str(row["release_id"]), 1, RESERVED, self._page(connection, str(row["release_id"])))
+
+    def _row(self, connection: sa.Connection, request: Request, status: str) -> dict[str, Any]:
+        """A new row of releases."""
+        return {
+            "release_id": uuid.uuid4().hex,
+            "sequence": 1 + (connection.scalar(sa.select(sa.func.max(RELEASES.c.sequence))) or 0),
+            "data_set": request.data_set,
+            "address": self._address(connection, request),
+            "window_start": request.window_start.isoformat(),
+            "window_end": request.window_end.isoformat(),
+            "status": status,
+            "fence": 0 if status == REFUSED else 1,
+            "attempt": request.attempt,
+            "charge": json.dumps(request.charge, sort_keys=True),
+            "reserved_at": _now(),
+            "job": request.job,
+            "code_version": request.code_version,
+        }
 
     def _append(self, connection: sa.Connection, kind: str, data_set: str, body: dict[str, Any]) -> None:
         last = connection.execute(sa.select(HISTORY).order_by(HISTORY.c.number.desc()).limit(1)).one_or_none()
@@ -939,12 +949,19 @@ def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:
     """What the tables must hold by the history."""
     contracts: dict[str, dict[str, Any]] = {}
     releases: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
     charges: list[dict[str, Any]] = []
     closed: list[dict[str, Any]] = []
     series: list[dict[str, Any]] = []
     pages: dict[str, dict[str, Any]] = {}
     for row in rows:
         body = json.loads(row.body)
+        if "release" in body:
+            # Refused and reserved later: one row.
+            releases.pop(refused.get(body["release"]["address"], ""), None)
+            releases[body["release"]["release_id"]] = body["release"]
+            if row.kind == REFUSED:
+                refused[body["release"]["address"]] = body["release"]["release_id"]
         if row.kind == "init":
             contracts[row.data_set] = body
         elif row.kind == "grant":
@@ -952,7 +969,6 @@ def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:
         elif row.kind == "close":
             closed.append({"data_set": row.data_set, **body})
         elif row.kind == RESERVED:
-            releases[body["release"]["release_id"]] = body["release"]
             charges.extend(body["charges"])
             if "page" in body:
                 pages[body["page"]["release_id"]] = body["page"]

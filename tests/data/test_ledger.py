@@ -253,7 +253,26 @@ def test_what_the_contract_does_not_allow_is_refused_unspent_and_written_down(ke
         ask(kept, request)
     assert (kept.spent("shop"), kept.releases("shop"), kept.find(request)) == ([], [], None)
     last = kept.history()[-1]
-    assert (kinds(kept), last["body"]) == (["init", "refused"], {"charge": REQUEST.charge, "why": str(refused.value)})
+    assert (kinds(kept), last["body"]["charge"]) == (["init", "refused"], REQUEST.charge)
+    assert last["body"]["why"] == str(refused.value)
+    kept.verify()
+
+
+def test_a_refusal_is_a_release_of_its_own_until_it_is_granted(kept, url):
+    def statuses() -> list[str]:
+        with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
+            return list(connection.scalars(sa.select(ledger.RELEASES.c.status).order_by(ledger.RELEASES.c.sequence)))
+
+    kept.reserve(another(0))
+    request = replace(REQUEST, cost=1.25)
+    for _ in range(2):
+        with pytest.raises(ledger.BudgetRefusedError):
+            kept.reserve(request)
+    assert statuses() == ["reserved", "refused"]
+    kept.grant("shop", 9.0, 1e-6, 9.0, why="need")
+    assert kept.reserve(request).fence == 1
+    assert statuses() == ["reserved", "reserved"]
+    kept.verify()
 
 
 def test_what_could_be_reserved_passes_the_check_and_stays_unspent(kept):

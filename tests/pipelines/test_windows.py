@@ -212,6 +212,24 @@ def test_a_window_begun_again_after_a_crash_has_the_users_it_had(tmp_path):
     contract.verify(load(path, *TWICE), None)
 
 
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(book.Book, "admit"), (book.Book, "finish"), (ledger.Ledger, "book"), (ledger.Ledger, "publish")],
+    ids=["admit", "finish page", "book", "publish"],
+)
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+def test_a_crash_around_the_book_lets_nobody_in_twice(tmp_path, monkeypatch, owner, step, is_done):
+    job = load(write_job(tmp_path, EVERY_DAY), *TWICE)
+    original = getattr(owner, step)
+    with monkeypatch.context() as crash:
+        crash.setattr(owner, step, lambda *given: (original(*given) if is_done else None, 1 / 0))
+        with pytest.raises(Exception, match="division by zero"):
+            list(release.run_until(job, until(2)))
+    list(release.run_until(job, until(3)))
+    assert seen(job) == ["a", "ab"]
+    contract.verify(job, None)
+
+
 def test_each_period_has_a_book_of_its_own_that_goes_when_it_closes(tmp_path):
     flags = ["--window.size=1d", "--window.max_windows_contributed=1", "--privacy.period=week", "--window.start=2024-12-30"]
     job = load(write_job(tmp_path, EVERY_DAY), *flags)
