@@ -101,7 +101,7 @@ def show(job: config.Job) -> Iterator[str]:
     last = releases[-1]["charge"]["mechanisms"] if releases else []
     cost = _cost(contract.composition, last)
     aside = sum(mechanism["delta"] for mechanism in last)
-    series = {each["period"]: each for each in kept.series(contract.data_set)}
+    series = kept.series(contract.data_set)
     delta = contract.total_delta - contract.selection_delta
     for spent in kept.spent(contract.data_set):
         used = privacy_filter.spent_epsilon(contract.composition, spent.cost, delta)
@@ -110,10 +110,11 @@ def show(job: config.Job) -> Iterator[str]:
         # A hair against rounding: shares are charged a hair below what they say.
         room = max(0, math.floor(min(rooms) + 1e-12)) if rooms else 0
         left = f"room for {room} more like the last one"
-        if planned := series.get(spent.period):
-            left = (
-                f"{len(planned['pages'])} of {planned['windows']} planned windows are released, each user is in at most "
-                f"{planned['max_windows_contributed']} of them"
+        if planned := [each for each in series if each["period"] == spent.period]:
+            left = ", ".join(
+                f"{each['job']} has released {len(each['pages'])} of {each['windows']} planned windows, each user is in at most "
+                f"{each['max_windows_contributed']} of them"
+                for each in planned
             )
         left = "closed" if spent.is_closed else left
         yield f"{spent.period}: {spent.releases} release(s) spent epsilon {used:.4g} of {contract.total_epsilon:g}; {left}"
@@ -173,6 +174,8 @@ def _summary(kind: str, body: dict[str, Any]) -> str:
         return str(body["period"])
     if kind == ledger.REFUSED:
         return str(body["why"])
+    if kind == "planned":
+        return f"{body['period']}: {body['windows']} windows, each user in at most {body['max_windows_contributed']}"
     return str(body["release"]["release_id"] if kind == ledger.RESERVED else body["release_id"])
 
 

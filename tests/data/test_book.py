@@ -54,6 +54,57 @@ def test_each_user_is_let_in_by_its_own_past_alone(tmp_path_factory, windows, un
     assert lived(kept, windows, page) == expected(windows, page)
 
 
+@pytest.mark.parametrize(
+    ("numbers_asked", "limits", "let_in"),
+    [
+        ([0, 1, 2, 3], {"max_windows_contributed": 1}, [0]),
+        ([0, 1, 2, 3], {"max_windows_contributed": 3}, [0, 1, 2]),
+        ([0, 1, 2, 3, 4], {"max_windows_contributed": 9, "min_separation": 2}, [0, 2, 4]),
+        ([0, 1, 2, 3, 4], {"max_windows_contributed": 9, "min_separation": 4}, [0, 4]),
+        # Windows that were never released count too: it is their place in the calendar that keeps users apart.
+        ([0, 2, 3, 5, 9], {"max_windows_contributed": 9, "min_separation": 3}, [0, 3, 9]),
+        ([0, 1, 2], {"max_windows_contributed": 3, "units": 2}, [0]),
+        ([0, 1, 2], {"max_windows_contributed": 4, "units": 2}, [0, 1]),
+        ([0, 1], {"max_windows_contributed": 1, "units": 2}, []),
+    ],
+    ids=["one", "three", "every other", "every fourth", "with gaps", "half a window left", "two units each", "too dear"],
+)
+def test_a_user_who_is_always_there_is_let_in_as_often_as_the_limits_say(tmp_path, numbers_asked, limits, let_in):
+    kept, found, before = book.Book(tmp_path), [], None
+    for number in numbers_asked:
+        page = dataclasses.replace(PAGE, number=number, before=before, **limits)
+        found += [number] * len(kept.admit(page, 3, ids(1)))
+        before = (number, kept.finish(page))
+    assert found == let_in
+
+
+def test_a_dear_window_keeps_out_whom_a_cheap_one_lets_in(tmp_path):
+    kept, found, before = book.Book(tmp_path), [], None
+    for number, units in enumerate([2, 2, 1, 1]):
+        page = dataclasses.replace(PAGE, number=number, units=units, max_windows_contributed=3, before=before)
+        found.append(numbers(kept.admit(page, 3, ids(1))))
+        before = (number, kept.finish(page))
+    assert found == [[1], [], [1], []]
+    assert [table.to_pylist() for table in kept.spent("series", *before)] == [
+        [{"privacy_id": ids(1)[0].as_py(), "units": 3, "last": 2}]
+    ]
+
+
+@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.given(
+    st.lists(st.lists(st.integers(0, 5), unique=True), max_size=4), st.sets(st.integers(0, 7), min_size=1), st.integers(1, 3)
+)
+def test_users_together_are_let_in_as_each_would_be_alone(tmp_path_factory, past, asked, separation):
+    """Alone: in a world in which nobody else was ever there."""
+    page = dataclasses.replace(PAGE, min_separation=separation)
+
+    def last(only: set[int]) -> list[int]:
+        windows = [[user for user in users if user in only] for users in past]
+        return lived(book.Book(tmp_path_factory.mktemp("book")), [*windows, sorted(asked & only)], page)[-1]
+
+    assert last(set(range(8))) == sorted(user for each in asked for user in last({each}))
+
+
 @pytest.mark.parametrize("again", [[1, 2], [1], [1, 2, 3], [3]], ids=["the same", "fewer", "more", "others"])
 @pytest.mark.parametrize("is_booked", [False, True])
 def test_asked_again_the_answer_is_the_first_one(tmp_path, again, is_booked):
@@ -74,6 +125,32 @@ def test_attempts_that_race_for_a_page_agree(tmp_path):
         answers = list(pool.map(lambda user: numbers(book.Book(tmp_path).admit(PAGE, 3, ids(user))), range(8)))
     assert all(answer == answers[0] for answer in answers)
     assert len(answers[0]) == 1
+
+
+def test_an_attempt_that_was_overtaken_takes_the_others_answer(tmp_path, monkeypatch):
+    """Between its look for the shard's file and its own writing of it, another attempt wrote one."""
+    kept, spend = book.Book(tmp_path), book._spend
+
+    def overtaken(*given):
+        monkeypatch.setattr(book, "_spend", spend)
+        assert numbers(book.Book(tmp_path).admit(PAGE, 3, ids(1, 2))) == [1, 2]
+        return spend(*given)
+
+    monkeypatch.setattr(book, "_spend", overtaken)
+    assert numbers(kept.admit(PAGE, 3, ids(2, 3))) == [1, 2]
+    assert [path.name for path in (tmp_path / "series" / "0").iterdir()] == ["3.arrow"]
+
+
+def test_what_a_stale_attempt_writes_after_the_page_was_booked_is_in_no_later_page(tmp_path):
+    kept = book.Book(tmp_path)
+    kept.admit(PAGE, 3, ids(1))
+    digest = kept.finish(PAGE)
+    assert numbers(kept.admit(PAGE, 4, ids(2))) == [2]
+    assert kept.finish(PAGE) != digest
+    following = dataclasses.replace(PAGE, number=1, before=(0, digest))
+    assert numbers(kept.admit(following, 4, ids(2))) == [2]
+    spent = [table["units"].to_pylist() for table in kept.spent("series", 1, kept.finish(following))]
+    assert spent == [[1], [1]]
 
 
 def test_a_shard_that_a_window_did_not_touch_keeps_what_it_had(tmp_path):
@@ -120,6 +197,32 @@ def test_an_older_copy_of_a_page_is_no_page(tmp_path):
         kept.admit(dataclasses.replace(PAGE, number=2, before=(1, newest)), 3, ids(1))
 
 
+def test_an_older_copy_of_a_shard_is_no_shard(tmp_path):
+    kept = book.Book(tmp_path)
+    kept.admit(PAGE, 3, ids(1))
+    second = dataclasses.replace(PAGE, number=1, before=(0, kept.finish(PAGE)))
+    kept.admit(second, 3, ids(1))
+    third = dataclasses.replace(PAGE, number=2, before=(1, kept.finish(second)))
+    older, newest = (tmp_path / "series" / number / "3.arrow" for number in "01")
+    newest.write_bytes(older.read_bytes())
+    with pytest.raises(book.BookError, match="Put the book back"):
+        kept.admit(third, 3, ids(1))
+
+
+@pytest.mark.parametrize("damage", [_delete, _change, _empty])
+@pytest.mark.parametrize("what", ["*.json", "*.arrow"])
+def test_a_retry_of_a_booked_page_that_is_not_as_it_was_is_refused(tmp_path, damage, what):
+    kept = book.Book(tmp_path)
+    kept.admit(PAGE, 3, ids(1))
+    digest = kept.finish(PAGE)
+    [path] = (tmp_path / "series" / "0").glob(what)
+    damage(path)
+    with pytest.raises(book.BookError, match="Put the book back"):
+        kept.admit(dataclasses.replace(PAGE, digest=digest), 3, ids(1))
+    with pytest.raises(book.BookError, match="Put the book back"):
+        list(kept.spent("series", 0, digest))
+
+
 def test_only_the_owner_may_read_it(tmp_path):
     lived(book.Book(tmp_path / "book"), [[1]])
     modes = {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "book").rglob("*")}
@@ -139,3 +242,44 @@ def test_pruning_leaves_what_the_newest_page_needs(tmp_path):
     assert sorted(path.name for path in (tmp_path / "series").iterdir()) == ["0", "3"]
     kept.delete("series")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("unpublished", [[], [1], [0, 2]], ids=["none", "one", "two"])
+def test_answers_are_the_same_after_pruning_and_the_rest_is_gone(tmp_path, unpublished):
+    """Pages that are yet to be published stay, as their retries ask again."""
+    kept, pages, before = book.Book(tmp_path), [], None
+    for number in range(4):
+        page = dataclasses.replace(PAGE, number=number, before=before)
+        kept.admit(page, number % 2, ids(number % 2))
+        before = (number, kept.finish(page))
+        pages.append(dataclasses.replace(page, digest=before[1]))
+    following = dataclasses.replace(PAGE, number=4, before=before)
+
+    def answers() -> list[list[int]]:
+        return [numbers(kept.admit(pages[number], number % 2, ids(7))) for number in [*unpublished, 3]]
+
+    seen = answers()
+    kept.prune("series", {(number, pages[number].digest) for number in [*unpublished, 3]})
+    assert answers() == seen == [[number % 2] for number in [*unpublished, 3]]
+    assert {int(path.parent.name) for path in tmp_path.glob("series/*/*.json")} == {*unpublished, 3}
+    assert [numbers(kept.admit(following, shard, ids(shard, 9))) for shard in (0, 1)] == [[9], [9]]
+
+
+def test_pruning_leaves_the_page_that_is_being_written(tmp_path):
+    kept = book.Book(tmp_path)
+    kept.admit(PAGE, 3, ids(1))
+    digest = kept.finish(PAGE)
+    following = dataclasses.replace(PAGE, number=1, before=(0, digest))
+    kept.admit(following, 3, ids(1, 2))
+    kept.prune("series", [(0, digest)])
+    assert numbers(kept.admit(following, 3, ids(5))) == [1, 2]
+
+
+def test_deleting_a_series_leaves_the_others(tmp_path):
+    kept, other = book.Book(tmp_path), dataclasses.replace(PAGE, series_id="other")
+    for page in (PAGE, other):
+        kept.admit(page, 3, ids(1))
+    for _ in range(2):
+        kept.delete("series")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert numbers(kept.admit(other, 3, ids(2))) == [1]

@@ -433,6 +433,43 @@ def test_a_series_without_room_for_all_of_it_does_not_begin(kept):
     assert kept.series("shop") == []
 
 
+@pytest.mark.parametrize(
+    "limits", [{"unit_cost": 0.51}, {"unit_delta": 2.0**-20}, {"max_windows_contributed": 5}], ids=["cost", "delta", "windows"]
+)
+def test_a_series_that_the_contract_cannot_hold_is_charged_nothing(kept, limits):
+    with pytest.raises(ledger.BudgetRefusedError, match="this series of 31 windows asks for"):
+        kept.reserve(replace(window(1), series=replace(SERIES, **limits)))
+    assert (kept.spent("shop"), kept.series("shop"), kept.releases("shop")) == ([], [], [])
+    assert booked(kept, window(1)).page.number == 0
+    kept.verify()
+
+
+def test_units_are_the_users_and_change_nothing_that_is_charged(kept):
+    page = booked(kept, window(1, units=2, cost=0.5)).page
+    assert (page.units, page.max_windows_contributed, page.min_separation) == (2, 2, 1)
+    assert kept.spent("shop") == [ledger.Spent("2025-01", 0.5, 0.0, 1, False)]
+    assert kept.charges("shop") == {}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_windows_contributed": 1}, {"min_separation": 2}, {"windows": 30}, {"unit_cost": 0.125}],
+    ids=["windows of a user", "separation", "windows", "cost"],
+)
+def test_other_limits_are_another_series_that_pays_for_itself(kept, limits):
+    first, planned = booked(kept, window(1)), replace(SERIES, **limits)
+    second = kept.reserve(replace(window(2, cost=0.125), series=planned))
+    assert second.page.series_id != first.page.series_id
+    assert second.page.before is None
+    assert [each.cost for each in kept.spent("shop")] == [0.5 + planned.cost]
+
+
+@pytest.mark.parametrize("name", ["windows", "max_windows_contributed", "min_separation"])
+def test_a_series_of_nothing_is_no_series(name):
+    with pytest.raises(ValueError, match="Series: sizes and numbers must be above 0"):
+        replace(SERIES, **{name: 0})
+
+
 def test_a_series_leaves_the_rest_to_other_releases(kept):
     booked(kept, window(1))
     kept.reserve(another(0))
@@ -474,6 +511,27 @@ def test_a_page_is_booked_by_the_newest_fence_and_only_once(kept):
     assert kept.reserve(window(1, attempt="third")).page == replace(held.page, digest="digest")
 
 
+def test_a_retry_of_an_earlier_window_has_the_page_it_had(kept):
+    first = booked(kept, window(1))
+    second = booked(kept, window(3))
+    again = kept.reserve(window(1, attempt="second"))
+    assert again == replace(first, fence=2, page=replace(first.page, digest="page 0"))
+    assert second.page.before == (0, "page 0")
+    assert kept.publish(again.release_id, again.fence, "second")
+    pages = [(page["number"], page["digest"], page["status"]) for page in kept.series("shop")[0]["pages"]]
+    assert pages == [(0, "page 0", "published"), (2, "page 2", "reserved")]
+
+
+def test_a_page_is_booked_for_a_reserved_release_of_a_series_alone(kept):
+    alone, published = kept.reserve(another(0)), booked(kept, window(1))
+    assert kept.publish(published.release_id, published.fence, "attempt")
+    head = kept.verify()
+    assert not kept.book(alone.release_id, alone.fence, "digest")
+    assert not kept.book(published.release_id, published.fence, "another")
+    assert not kept.book("no release", 1, "digest")
+    assert kept.verify() == head
+
+
 def test_nothing_is_published_without_its_page(kept):
     grant = kept.reserve(window(1))
     with pytest.raises(ledger.LedgerError, match="before the contribution book has its users"):
@@ -499,6 +557,15 @@ def test_a_closed_period_ends_its_series(kept):
         kept.reserve(window(2))
 
 
+@pytest.mark.parametrize("is_booked", [False, True])
+def test_a_window_that_was_begun_before_its_period_closed_is_not_granted_anew(kept, is_booked):
+    (booked if is_booked else ledger.Ledger.reserve)(kept, window(1))
+    kept.close("shop", "2025-01")
+    with pytest.raises(ledger.BudgetRefusedError, match="2025-01 is closed"):
+        kept.reserve(window(1, attempt="second"))
+    assert [each["is_closed"] for each in kept.series("shop")] == [True]
+
+
 @pytest.mark.parametrize(
     ("statement", "caught"),
     [
@@ -506,6 +573,15 @@ def test_a_closed_period_ends_its_series(kept):
         ("update series set cost = 0", "table of series"),
         ("update pages set digest = 'another'", "table of pages"),
         ("delete from pages", "table of pages"),
+        ("update series set min_separation = 2", "table of series"),
+        ("update series set windows = 365", "table of series"),
+        ("update series set period = '2025-02'", "table of series"),
+        ("update series set address = 'forgotten'", "table of series"),
+        ("update pages set units = 0", "table of pages"),
+        ("update pages set number = 9", "table of pages"),
+        ("update pages set digest = null", "table of pages"),
+        ("update history set body = replace(body, 'page 0', 'page 9') where kind = 'booked'", "broken at row 5"),
+        ("update history set kind = 'refused' where kind = 'planned'", "broken at row 3"),
     ],
 )
 def test_a_series_changed_behind_the_ledgers_back_is_caught(kept, url, statement, caught):
@@ -645,6 +721,13 @@ def test_those_who_race_for_the_same_release_pay_once_and_one_may_publish(kept, 
     published = [grant.fence for grant, attempt in answers if kept.publish(grant.release_id, grant.fence, attempt)]
     assert published == [6]
     assert kept.spent("shop") == [ledger.Spent("2025-01", 0.25, 0.0, 1, False)]
+
+
+def test_those_who_race_to_begin_a_series_plan_one(kept, url):
+    grants, _ = bench.race(url, [window(day) for day in range(1, 5)], 4)
+    assert sum(grant is not None for grant in grants) == 1
+    assert kept.spent("shop") == [ledger.Spent("2025-01", 0.5, 0.0, 1, False)]
+    kept.verify()
 
 
 def test_a_new_ledger_can_be_opened_by_several_at_once(url):

@@ -3,6 +3,8 @@
 import datetime as dt
 import zoneinfo
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from data import periods
@@ -155,3 +157,50 @@ def test_a_time_lies_between_the_bounds_of_its_period(period, first, last):
     bounds = tuple(dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC) for day in (first, last))
     assert periods.bounds(period, time) == bounds
     assert periods.bounds("lifetime", time) is None
+
+
+@pytest.mark.parametrize(
+    ("period", "time", "first", "last"),
+    [
+        ("month", at("2025-12-31T23:59"), "2025-12-01", "2026-01-01"),
+        ("month", at("2026-01-01"), "2026-01-01", "2026-02-01"),
+        ("month", at("2025-01-31T20:00", NEW_YORK), "2025-02-01", "2025-03-01"),
+        ("week", at("2025-01-01"), "2024-12-30", "2025-01-06"),
+        ("week", at("2025-01-06"), "2025-01-06", "2025-01-13"),
+        ("day", at("2025-01-15", AUCKLAND), "2025-01-14", "2025-01-15"),
+    ],
+    ids=["year's end", "first moment", "month in New York", "week across years", "Monday", "day in Auckland"],
+)
+def test_a_period_begins_with_its_first_moment_in_utc(period, time, first, last):
+    assert periods.bounds(period, time) == (at(first), at(last))
+
+
+@hypothesis.given(
+    st.sampled_from(["month", "week", "day"]),
+    st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2100, 1, 1), timezones=st.just(UTC)),
+)
+def test_bounds_are_those_of_the_period_that_the_time_is_charged_in(period, time):
+    start, end = periods.bounds(period, time)
+    moment = dt.timedelta(microseconds=1)
+    assert start <= time < end
+    assert periods.names(period, start, end) == periods.names(period, time, time + moment)
+    assert len(periods.names(period, start - moment, start + moment)) == 2
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(st.sampled_from(["week", "day"]), st.integers(1, 200), st.integers(-20_000, 20_000))
+def test_windows_divide_a_period_when_each_of_them_lies_in_one(period, size, first):
+    """Sizes and starts are whole hours: what the first 200 windows do is what all do."""
+    start, size = at("2024-01-01") + first * dt.timedelta(hours=1), dt.timedelta(hours=size)
+    bounds = [periods.bounds(period, start + k * size) for k in range(200)]
+    assert periods.divides(period, start, size) == all(start + (k + 1) * size <= end for k, (_, end) in enumerate(bounds))
+
+
+@hypothesis.given(st.sampled_from([1, 5, 45, 60, 90, 480, 720, 1440]), st.integers(-200, 0))
+def test_windows_that_divide_days_divide_months(minutes, first):
+    size = dt.timedelta(minutes=minutes)
+    start = at("2024-03-01") + first * size
+    assert periods.divides("month", start, size)
+    assert not periods.divides("month", start + dt.timedelta(seconds=30), size)
+    windows = [(start + k * size, start + (k + 1) * size) for k in range(250)]
+    assert all(len(periods.names("month", *window)) == 1 for window in windows)

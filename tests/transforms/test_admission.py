@@ -7,6 +7,7 @@ import tempfile
 import typing
 
 import apache_beam as beam
+import pyarrow as pa
 import pytest
 
 from data import book, errors, events, ledger
