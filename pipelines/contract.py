@@ -112,7 +112,7 @@ def show(job: config.Job) -> Iterator[str]:
         left = f"room for {room} more like the last one"
         if planned := [each for each in series if each["period"] == spent.period]:
             left = ", ".join(
-                f"{each['job']} has released {len(each['pages'])} of {each['windows']} planned windows, each user is in at most "
+                f"{each['job']} has released {len(each['pages'])} of {each['windows']} planned windows, each user in at most "
                 f"{each['max_windows_contributed']} of them"
                 for each in planned
             )

@@ -198,7 +198,7 @@ def test_a_series_is_charged_once_and_a_window_costs_its_part(tmp_path):
     [spent] = account.spent("test")
     assert (spent.period, spent.releases) == ("2025-01", 3)
     assert 1 - 1e-8 < spent.cost / account.known("test").capacity <= 1
-    assert "test has released 3 of 31 planned windows, each user is in at most 2 of them" in "\n".join(contract.show(job))
+    assert "test has released 3 of 31 planned windows, each user in at most 2 of them" in "\n".join(contract.show(job))
     assert "2025-01: 31 windows, each user in at most 2" in "\n".join(contract.history(job))
     contract.verify(job, None)
 
