@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data import errors, events, ledger
+from data import errors, events, ledger, store
 
 SHARDS = 64
 """Parts of the users, by their pseudonyms' hash."""
@@ -60,7 +60,7 @@ class Book:
         """
         file = self._file(page.series_id, page.number, shard)
         if page.digest is not None:
-            number, digest = self._files(page.series_id, page.number, page.digest).get(str(shard), (None, ""))
+            number, digest = self._newest(page.series_id, page.number, page.digest, shard)
             if number != page.number:
                 return privacy_ids[:0]
             spent = _read(file, digest)
@@ -116,8 +116,12 @@ class Book:
     def _spent_before(self, page: ledger.Page, shard: int) -> pa.Table:
         if page.before is None:
             return SPENT.empty_table()
-        number, digest = self._files(page.series_id, *page.before).get(str(shard), (None, ""))
+        number, digest = self._newest(page.series_id, *page.before, shard)
         return SPENT.empty_table() if number is None else _read(self._file(page.series_id, number, shard), digest)
+
+    def _newest(self, series_id: str, number: int, digest: str, shard: int) -> tuple[int | None, str]:
+        """Of a page: which page wrote the shard's newest file (None: none did), and that file's digest."""
+        return self._files(series_id, number, digest).get(str(shard), (None, ""))
 
     def _files(self, series_id: str, number: int, digest: str) -> dict[str, tuple[int, str]]:
         """By shard, the page that wrote its newest file, and that file's digest."""
@@ -185,11 +189,7 @@ def _create(path: Path, content: bytes) -> bool:
             os.link(file.name, path)
         except FileExistsError:
             return False
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    store.sync(path.parent)
     return True
 
 

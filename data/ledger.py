@@ -179,6 +179,11 @@ class Contract:
                 f"{self.selection_delta} and {self.total_delta}."
             )
 
+    @property
+    def noise_delta(self) -> float:
+        """The part of total_delta that noise has: what is not set aside for selection."""
+        return self.total_delta - self.selection_delta
+
 
 @dataclasses.dataclass(frozen=True)
 class Series:
@@ -496,7 +501,7 @@ class Ledger:
     def book(self, release_id: str, fence: int, digest: str) -> bool:
         """Writes down that the release's page is in the contribution book, if nobody has since been granted the release."""
         with self._writing() as connection:
-            if not self._is_held(connection, release_id, fence):
+            if connection.scalar(sa.select(RELEASES.c.release_id).where(_held(release_id, fence))) is None:
                 return False
             there = PAGES.c.release_id == release_id
             changed = connection.execute(PAGES.update().where(there & PAGES.c.digest.is_(None)).values(digest=digest))
@@ -514,8 +519,8 @@ class Ledger:
         with self._writing() as connection:
             if connection.scalar(sa.select(PAGES.c.digest.is_(None)).where(PAGES.c.release_id == release_id)):
                 raise LedgerError(f"release {release_id}: nothing is published before the contribution book has its users.")
-            held = (RELEASES.c.release_id == release_id) & (RELEASES.c.status == RESERVED) & (RELEASES.c.fence == fence)
-            changed = connection.execute(RELEASES.update().where(held).values(status=PUBLISHED, attempt=attempt))
+            publishing = RELEASES.update().where(_held(release_id, fence)).values(status=PUBLISHED, attempt=attempt)
+            changed = connection.execute(publishing)
             if changed.rowcount == 1:
                 data_set = connection.scalar(sa.select(RELEASES.c.data_set).where(RELEASES.c.release_id == release_id))
                 self._append(
@@ -703,8 +708,7 @@ class Ledger:
     @staticmethod
     def _out_of_turn(connection: sa.Connection, series: Any, request: Request) -> str | None:
         """Why the book can't take the window now: its pages follow one another."""
-        query = sa.select(PAGES).where(PAGES.c.series_id == series.series_id).order_by(PAGES.c.number.desc()).limit(1)
-        last = connection.execute(query).one_or_none()
+        last = _last_page(connection, PAGES.c.series_id == series.series_id)
         if last is None or (last.digest is not None and last.number < request.number):
             return None
         window = request.series.start + last.number * request.series.size if request.series else None
@@ -728,7 +732,7 @@ class Ledger:
             for name in ("unit_cost", "unit_delta")
         }
         content = {name: str(value) for name, value in planned.items()}
-        return self._digest(connection, ["series", request.data_set, request.job, request.touched, content])
+        return self._keyed(connection, ["series", request.data_set, request.job, request.touched, content])
 
     def _page(self, connection: sa.Connection, release_id: str) -> Page | None:
         """The page as it stands now."""
@@ -740,10 +744,7 @@ class Ledger:
         row = connection.execute(query).one_or_none()
         if row is None:
             return None
-        is_before = (PAGES.c.series_id == row.series_id) & (PAGES.c.number < row.number)
-        last = connection.execute(
-            sa.select(PAGES.c.number, PAGES.c.digest).where(is_before).order_by(PAGES.c.number.desc()).limit(1)
-        ).one_or_none()
+        last = _last_page(connection, (PAGES.c.series_id == row.series_id) & (PAGES.c.number < row.number))
         before = None if last is None else (last.number, last.digest)
         limits = (row.max_windows_contributed, row.min_separation)
         return Page(row.series_id, row.number, row.units, *limits, before, row.digest)
@@ -751,9 +752,10 @@ class Ledger:
     def _plan(self, connection: sa.Connection, request: Request, planned: Series, release_id: str) -> dict[str, Any]:
         """Writes the release's page down, and its series with the first; returns the page's row."""
         series = self._series(connection, request)
+        series_id = uuid.uuid4().hex if series is None else series.series_id
         if series is None:
             row = {
-                "series_id": uuid.uuid4().hex,
+                "series_id": series_id,
                 "data_set": request.data_set,
                 "period": request.touched[0],
                 "address": self._series_address(connection, request, planned),
@@ -769,21 +771,15 @@ class Ledger:
             }
             connection.execute(SERIES.insert().values(row))
             self._append(connection, "planned", request.data_set, row)
-            series = self._series(connection, request)
         page = {
             "release_id": release_id,
-            "series_id": series.series_id,
+            "series_id": series_id,
             "number": request.number,
             "units": request.units,
             "digest": None,
         }
         connection.execute(PAGES.insert().values(page))
         return page
-
-    @staticmethod
-    def _is_held(connection: sa.Connection, release_id: str, fence: int) -> bool:
-        held = (RELEASES.c.release_id == release_id) & (RELEASES.c.status == RESERVED) & (RELEASES.c.fence == fence)
-        return connection.execute(sa.select(RELEASES.c.release_id).where(held)).one_or_none() is not None
 
     def _grant(self, connection: sa.Connection, request: Request, known: Any) -> Grant:
         if known is not None and known.status == RESERVED:
@@ -845,10 +841,11 @@ class Ledger:
     def _address(self, connection: sa.Connection, request: Request) -> str:
         # The cost too: a release that would be drawn with other noise is another one.
         content = [request.data_set, request.content, request.cost, request.delta, request.touched]
-        return self._digest(connection, content)
+        return self._keyed(connection, content)
 
     @staticmethod
-    def _digest(connection: sa.Connection, content: list[Any]) -> str:
+    def _keyed(connection: sa.Connection, content: list[Any]) -> str:
+        """The content's HMAC under the ledger's secret, as hex digits."""
         secret = bytes.fromhex(connection.scalar(sa.select(SECRET.c.value)) or "")
         if not secret:
             raise LedgerError("the ledger has lost its secret: what was published can't be told from what is new.")
@@ -943,6 +940,15 @@ _TOLD = {
     "pages": PAGES,
 }
 """What the history tells again, by the name that an error gives it."""
+
+
+def _held(release_id: str, fence: int) -> sa.ColumnElement[bool]:
+    """The release, if it is reserved and nobody was granted it since."""
+    return (RELEASES.c.release_id == release_id) & (RELEASES.c.status == RESERVED) & (RELEASES.c.fence == fence)
+
+
+def _last_page(connection: sa.Connection, of_these: sa.ColumnElement[bool]) -> Any:
+    return connection.execute(sa.select(PAGES).where(of_these).order_by(PAGES.c.number.desc()).limit(1)).one_or_none()
 
 
 def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:

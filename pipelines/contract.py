@@ -102,9 +102,8 @@ def show(job: config.Job) -> Iterator[str]:
     cost = _cost(contract.composition, last)
     aside = sum(mechanism["delta"] for mechanism in last)
     series = kept.series(contract.data_set)
-    delta = contract.total_delta - contract.selection_delta
     for spent in kept.spent(contract.data_set):
-        used = privacy_filter.spent_epsilon(contract.composition, spent.cost, delta)
+        used = privacy_filter.spent_epsilon(contract.composition, spent.cost, contract.noise_delta)
         rooms = [(contract.capacity - spent.cost) / cost] if cost else []
         rooms += [(contract.selection_delta - spent.delta) / aside] if aside else []
         # A hair against rounding: shares are charged a hair below what they say.
@@ -189,9 +188,7 @@ def verify(job: config.Job, head: str | None) -> str:
     kept = open_ledger(job)
     newest = kept.verify(head)
     contract, releases = kept.known(job.job.data_set), kept.releases(job.job.data_set)
-    expected = privacy_filter.capacity(
-        contract.composition, contract.total_epsilon, contract.total_delta - contract.selection_delta
-    )
+    expected = privacy_filter.capacity(contract.composition, contract.total_epsilon, contract.noise_delta)
     if contract.capacity > expected * (1 + 1e-9):
         raise ledger.LedgerError(f"{contract.data_set!r}: the contract lets more through than its epsilon and delta.")
     charged = kept.charges(contract.data_set)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dp_accounting import gaussian_mechanism
 
-from data import database, errors, store, tables
+from data import database, errors, ledger, store, tables
 from pipelines import config, contract, release
 from transforms.privacy import filter as privacy_filter
 
@@ -28,7 +28,8 @@ def run(job: config.Job) -> Path:
     if model is None:
         raise errors.NothingThereError(f"{kept.path} holds no model yet: `sottovoce train` makes one.")
     trained = json.loads((model / "manifest.json").read_text())
-    releases = contract.open_ledger(job).releases(job.job.data_set)
+    account = contract.open_ledger(job)
+    releases = account.releases(job.job.data_set)
     manifests = {manifest["release_id"]: manifest for manifest in kept.published(releases)}
     if trained["release_ids"][-1] not in manifests:
         raise errors.NothingThereError(
@@ -48,7 +49,7 @@ def run(job: config.Job) -> Path:
             popular=_read(model, "popular", tables.POPULAR),
             model_versions=_model_versions(int(model.name), trained),
             privacy_ledger=_privacy_ledger([{"release_id": each["release_id"], **each["charge"]} for each in releases]),
-            privacy_periods=_privacy_periods(job),
+            privacy_periods=_privacy_periods(account, job.job.data_set),
             release_report=_release_report(manifest),
         ),
         job.publish.keep_versions,
@@ -89,7 +90,7 @@ def _model_versions(version: int, trained: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist([row], tables.MODEL_VERSIONS)
 
 
-def _privacy_ledger(ledger: list[dict[str, Any]]) -> pa.Table:
+def _privacy_ledger(charges: list[dict[str, Any]]) -> pa.Table:
     """One row for each mechanism of each charge, published or not: a reservation is spent all the same."""
     rows = [
         {
@@ -99,26 +100,24 @@ def _privacy_ledger(ledger: list[dict[str, Any]]) -> pa.Table:
             "mechanism": mechanism["name"],
             "noise_kind": "gaussian",
         }
-        for charge in ledger
+        for charge in charges
         for mechanism in charge["mechanisms"]
     ]
     return pa.Table.from_pylist(rows, tables.PRIVACY_LEDGER)
 
 
-def _privacy_periods(job: config.Job) -> pa.Table:
+def _privacy_periods(account: ledger.Ledger, data_set: str) -> pa.Table:
     """One row for each period with a charge, by the contract's own filter."""
-    account = contract.open_ledger(job)
-    known = account.known(job.job.data_set)
-    delta = known.total_delta - known.selection_delta
+    known = account.known(data_set)
     rows = [
         {
             **{name: getattr(known, name) for name in ("data_set", "unit", "composition", "total_epsilon", "total_delta")},
             "period": spent.period,
             "releases": spent.releases,
-            "spent_epsilon": privacy_filter.spent_epsilon(known.composition, spent.cost, delta),
-            "spent_delta": delta + spent.delta,
+            "spent_epsilon": privacy_filter.spent_epsilon(known.composition, spent.cost, known.noise_delta),
+            "spent_delta": known.noise_delta + spent.delta,
         }
-        for spent in account.spent(known.data_set)
+        for spent in account.spent(data_set)
         if spent.releases
     ]
     return pa.Table.from_pylist(rows, tables.PRIVACY_PERIODS)

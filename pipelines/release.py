@@ -274,8 +274,9 @@ def run(
         errors.RefusedError: too many rows are malformed.
         sources.SourceError, catalogue.CatalogueError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
     """
-    with _leased(job) as (kept, held):
-        return _run(job, kept, held, beam_flags, allow_another, span)
+    account = contract.open_ledger(job)
+    with _leased(job, account) as (kept, held):
+        return _run(job, account, kept, held, beam_flags, allow_another, span)
 
 
 def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = ()) -> Iterator[Path]:
@@ -311,23 +312,24 @@ def _span(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime
 def _settled(job: config.Job) -> list[dict[str, Any]]:
     """Ends what a crash cut short in the job's store; returns the releases of its data set."""
     account = contract.open_ledger(job)
-    with _leased(job) as (kept, _):
-        kept.check(account.releases())
+    with _leased(job, account) as (kept, _):
+        releases = account.releases()
+        kept.check(releases)
         if account.contract(job.job.data_set):
-            kept.settle(account.releases())
+            kept.settle(releases)
             for series in account.series(job.job.data_set):
                 _prune(book.Book(contract.book_path(job)), series)
     return account.releases(job.job.data_set)
 
 
 @contextlib.contextmanager
-def _leased(job: config.Job) -> Iterator[tuple[store.Store, tuple[str, int]]]:
+def _leased(job: config.Job, account: ledger.Ledger) -> Iterator[tuple[store.Store, tuple[str, int]]]:
     """Keeps every other run of this job away, here and on other machines; yields the store, and the lease's name and fence.
 
     Raises:
         errors.AlreadyReleasedError: there is one.
     """
-    account, name = contract.open_ledger(job), f"{job.job.data_set}/{job.job.name}"
+    name = f"{job.job.data_set}/{job.job.name}"
     with store.Store(job.job.store).running() as kept:
         # Whoever has the store's lock knows that its earlier runs on this machine are over.
         owner = hashlib.sha256(f"{platform.node()}|{uuid.getnode()}|{kept.path.resolve()}".encode()).hexdigest()
@@ -360,13 +362,13 @@ def _prune(kept: book.Book, series: dict[str, Any]) -> None:
 
 def _run(
     job: config.Job,
+    account: ledger.Ledger,
     kept: store.Store,
     held: tuple[str, int],
     beam_flags: Sequence[str],
     allow_another: bool,
     span: tuple[dt.datetime, dt.datetime] | None,
 ) -> Path:
-    account = contract.open_ledger(job)
     kept.check(account.releases())
     public = load_catalogue(job)
     _check_memory(job, public)
@@ -396,7 +398,7 @@ def _run(
         raise config.JobFileError(str(error)) from error
     log.info("releasing %s from %d file part(s)", job.job.data_set, len(fragments))
     buckets = job.runner.buckets or bounding.buckets_for(sum(fragment.rows for fragment in fragments))
-    if span is not None:
+    if request.series is not None:
         buckets = book.SHARDS
     try:
         with kept.spill() as directory, pipeline as root:

@@ -10,17 +10,16 @@ import tempfile
 import traceback
 import uuid
 
-import dp_accounting
 import hypothesis
 import pytest
 import sqlalchemy as sa
 from alembic import autogenerate
 from alembic.runtime import migration
-from dp_accounting import pld
 from hypothesis import strategies as st
 
 from data import errors, ledger
 from tests.bench import ledger as bench
+from tests.data import composed
 from transforms.privacy import filter as privacy_filter
 
 CONTRACT, REQUEST = bench.CONTRACT, bench.REQUEST
@@ -742,13 +741,6 @@ def test_a_new_ledger_can_be_opened_by_several_at_once(url):
 # The whole: what is granted never costs more than the contract, by an accountant that knows no ledger
 
 
-def epsilon(noise_multipliers: list[float]) -> float:
-    accountant = pld.PLDAccountant(value_discretization_interval=1e-3)
-    for noise_multiplier in noise_multipliers:
-        accountant.compose(dp_accounting.GaussianDpEvent(noise_multiplier))
-    return accountant.get_epsilon(TOTAL_DELTA)
-
-
 def play(events: list[dict]) -> tuple[dict[str, list[float]], int]:
     """Lives through the events in a new ledger; returns the noise multipliers drawn in each month, and the number refused."""
     drawn, asked, refused = {"2025-01": [], "2025-02": []}, [], 0
@@ -781,12 +773,12 @@ def test_whatever_is_asked_the_granted_releases_stay_within_the_contract(events)
     for noise_multipliers in play(events)[0].values():
         if noise_multipliers:
             # The accountant rounds losses up.
-            assert epsilon(noise_multipliers) <= TOTAL_EPSILON * (1 + 1e-3)
+            assert composed.epsilon(noise_multipliers, TOTAL_DELTA) <= TOTAL_EPSILON * (1 + 1e-3)
 
 
 def test_the_same_requests_without_a_ledger_would_go_beyond_the_contract():
     events = [{"kind": "reserve", "noise_multiplier": 4.0 + i / 4, "window": (1, 15)} for i in range(12)]
     drawn, refused = play(events)
     assert refused > 0
-    assert 0.8 * TOTAL_EPSILON < epsilon(drawn["2025-01"]) <= TOTAL_EPSILON * (1 + 1e-3)
-    assert epsilon([event["noise_multiplier"] for event in events]) > 1.2 * TOTAL_EPSILON
+    assert 0.8 * TOTAL_EPSILON < composed.epsilon(drawn["2025-01"], TOTAL_DELTA) <= TOTAL_EPSILON * (1 + 1e-3)
+    assert composed.epsilon([event["noise_multiplier"] for event in events], TOTAL_DELTA) > 1.2 * TOTAL_EPSILON

@@ -6,15 +6,14 @@ import datetime as dt
 import itertools
 import pathlib
 
-import dp_accounting
 import hypothesis
 import pyarrow as pa
 import pytest
-from dp_accounting import pld
 from hypothesis import strategies as st
 
 from data import book, events, ledger
 from tests.bench import ledger as bench
+from tests.data import composed
 from transforms.privacy import filter as privacy_filter
 
 EPSILON, DELTA = 2.0, 1e-6
@@ -105,13 +104,6 @@ class World:
         return found
 
 
-def epsilon(noise_multipliers: list[float]) -> float:
-    accountant = pld.PLDAccountant(value_discretization_interval=1e-3)
-    for noise_multiplier in noise_multipliers:
-        accountant.compose(dp_accounting.GaussianDpEvent(noise_multiplier))
-    return accountant.get_epsilon(DELTA)
-
-
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(ACTIVE, st.lists(STEP, min_size=5, max_size=40))
 def test_whatever_happens_each_user_stays_within_the_contract(tmp_path_factory, active, steps):
@@ -125,7 +117,7 @@ def test_whatever_happens_each_user_stays_within_the_contract(tmp_path_factory, 
             assert all(later - earlier >= series.min_separation for earlier, later in itertools.pairwise(numbers))
     for noise_multipliers in {tuple(seen) for seen in world.seen if seen}:
         # The accountant rounds losses up.
-        assert epsilon(list(noise_multipliers)) <= EPSILON * (1 + 1e-3)
+        assert composed.epsilon(list(noise_multipliers), DELTA) <= EPSILON * (1 + 1e-3)
 
 
 EVERYTHING = [{"job": job, "crash": None, "late": set()} for job in ("few", "apart", "alone") for _ in range(WINDOWS)]
@@ -139,5 +131,5 @@ def test_a_user_who_is_always_there_spends_the_budget_and_without_the_book_more(
     for step in EVERYTHING:
         world.step(**step)
     assert world.refused > 0
-    spent = epsilon(world.seen[0])
+    spent = composed.epsilon(world.seen[0], DELTA)
     assert 0.9 * EPSILON < spent <= EPSILON * (1 + 1e-3) if has_book else spent > 1.5 * EPSILON

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from data import book, errors, ledger
 from transforms import bounding, codes, spill, threads
+from transforms.release.grant import TAKEN_OVER
 
 
 class Admitted(NamedTuple):
@@ -43,7 +44,7 @@ def finish_page(_: int, grants: Iterable[ledger.Grant], book_path: str, ledger_u
     for grant in grants:
         digest = book.Book(book_path).finish(_page(grant))
         if not ledger.Ledger(ledger_url).book(grant.release_id, grant.fence, digest):
-            raise errors.AlreadyReleasedError("another run has taken this release over; nothing of this one was published.")
+            raise errors.AlreadyReleasedError(TAKEN_OVER)
         yield grant
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import errors, ledger, store
+from transforms.release.grant import TAKEN_OVER
 
 
 def write_part(table: pa.Table, name: str, store_path: str, attempt: str) -> str:
@@ -39,7 +40,7 @@ def commit(
         kept.finish(attempt, {"release_id": grant.release_id, **manifest, "parts": sorted(parts)})
         if not ledger.Ledger(ledger_url).publish(grant.release_id, grant.fence, attempt):
             kept.discard(attempt)
-            raise errors.AlreadyReleasedError("another run has taken this release over; nothing of this one was published.")
+            raise errors.AlreadyReleasedError(TAKEN_OVER)
         shown.append(str(kept.show(grant.release_id, attempt)))
     return shown
 

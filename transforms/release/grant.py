@@ -8,6 +8,9 @@ import apache_beam as beam
 from data import errors, ledger, store
 from transforms.ingest import decode
 
+TAKEN_OVER = "another run has taken this release over; nothing of this one was published."
+"""What a run is told whose fence is no longer the release's."""
+
 
 class Asked(NamedTuple):
     """Whom to ask, for what, and where to say what came of it."""
