@@ -76,9 +76,10 @@ class Book:
         """Makes a page of all that was let in, and of the page before; returns its digest, for the ledger.
 
         Raises:
-            BookError: the page before isn't there as it was.
+            BookError: the page before, or this one, isn't there as it was.
         """
         if page.digest is not None:
+            self._files(page.series_id, page.number, page.digest)
             return page.digest
         folder = self._path / page.series_id / str(page.number)
         files = {} if page.before is None else self._files(page.series_id, *page.before)
@@ -157,8 +158,11 @@ def _bytes(table: pa.Table) -> bytes:
 
 
 def _read(path: Path, digest: str | None = None) -> pa.Table:
-    with pa.ipc.open_file(_read_bytes(path, digest)) as file:
-        return file.read_all()
+    try:
+        with pa.ipc.open_file(_read_bytes(path, digest)) as file:
+            return file.read_all()
+    except pa.ArrowInvalid as error:
+        raise _lost(path) from error
 
 
 def _read_bytes(path: Path, digest: str | None) -> bytes:

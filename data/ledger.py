@@ -499,7 +499,11 @@ class Ledger:
             return connection.execute(LEASES.update().where(held).values(expires=expires)).rowcount == 1
 
     def book(self, release_id: str, fence: int, digest: str) -> bool:
-        """Writes down that the release's page is in the contribution book, if nobody has since been granted the release."""
+        """Writes down that the release's page is in the contribution book, if nobody has since been granted the release.
+
+        Raises:
+            LedgerError: another page was written down for it.
+        """
         with self._writing() as connection:
             if connection.scalar(sa.select(RELEASES.c.release_id).where(_held(release_id, fence))) is None:
                 return False
@@ -508,7 +512,10 @@ class Ledger:
             if changed.rowcount == 1:
                 data_set = connection.scalar(sa.select(RELEASES.c.data_set).where(RELEASES.c.release_id == release_id))
                 self._append(connection, "booked", str(data_set), {"release_id": release_id, "digest": digest})
-            return connection.scalar(sa.select(PAGES.c.digest).where(there)) == digest
+            booked = connection.scalar(sa.select(PAGES.c.digest).where(there))
+            if booked not in (None, digest):
+                raise LedgerError(f"release {release_id}: its page of the contribution book was another one before.")
+            return booked == digest
 
     def publish(self, release_id: str, fence: int, attempt: str) -> bool:
         """Names the attempt whose tables are the release, if nobody has since been granted it: compare and set.
@@ -840,7 +847,10 @@ class Ledger:
 
     def _address(self, connection: sa.Connection, request: Request) -> str:
         # The cost too: a release that would be drawn with other noise is another one.
-        content = [request.data_set, request.content, request.cost, request.delta, request.touched]
+        content: list[Any] = [request.data_set, request.content, request.cost, request.delta, request.touched]
+        if request.series is not None:
+            # Its users are those that the series' book lets in: the same query without it, or in another, is another release.
+            content.append(self._series_address(connection, request, request.series))
         return self._keyed(connection, content)
 
     @staticmethod

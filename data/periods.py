@@ -51,7 +51,13 @@ def names(period: Period, start: dt.datetime, end: dt.datetime) -> list[str]:
 
 
 def bounds(period: Period, time: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
-    """Returns start and end of the period that a time is in; None for a lifetime, which has neither."""
+    """Returns start and end of the period that a time is in; None for a lifetime, which has neither.
+
+    Raises:
+        ValueError: the time has no time zone.
+    """
+    if time.tzinfo is None:
+        raise ValueError("the time needs a time zone.")
     if period == "lifetime":
         return None
     first = _begin(period, time.astimezone(dt.UTC).date())

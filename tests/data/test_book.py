@@ -223,6 +223,24 @@ def test_a_retry_of_a_booked_page_that_is_not_as_it_was_is_refused(tmp_path, dam
         list(kept.spent("series", 0, digest))
 
 
+def test_a_page_that_was_booked_and_is_gone_is_not_finished_again(tmp_path):
+    kept = book.Book(tmp_path)
+    page = dataclasses.replace(PAGE, digest=kept.finish(PAGE))
+    assert kept.finish(page) == page.digest
+    kept.delete("series")
+    with pytest.raises(book.BookError, match="Put the book back"):
+        kept.finish(page)
+
+
+@pytest.mark.parametrize("damage", [_change, _empty])
+def test_a_damaged_shard_of_a_page_that_was_not_booked_is_refused(tmp_path, damage):
+    kept = book.Book(tmp_path)
+    kept.admit(PAGE, 3, ids(1))
+    damage(tmp_path / "series" / "0" / "3.arrow")
+    with pytest.raises(book.BookError, match="Put the book back"):
+        kept.admit(PAGE, 3, ids(1))
+
+
 def test_only_the_owner_may_read_it(tmp_path):
     lived(book.Book(tmp_path / "book"), [[1]])
     modes = {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "book").rglob("*")}

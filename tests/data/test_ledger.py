@@ -485,6 +485,14 @@ def test_another_job_has_a_series_of_its_own_and_pays_for_it(kept):
         kept.reserve(replace(window(1), content={"third": 1}, job="third"))
 
 
+@pytest.mark.parametrize("changes", [{"series": None}, {"job": "other"}, {"series": replace(SERIES, min_separation=2)}])
+def test_a_window_of_a_series_is_not_the_same_outside_it(kept, changes):
+    """It would have the series' users without asking its book."""
+    first = booked(kept, window(1))
+    assert kept.find(replace(window(1), **changes)) is None
+    assert kept.reserve(replace(window(1), **changes)).release_id != first.release_id
+
+
 @pytest.mark.parametrize("is_booked", [False, True])
 @pytest.mark.parametrize("day", [3, 2, 1])
 def test_windows_of_a_series_come_one_after_the_other(kept, is_booked, day):
@@ -506,7 +514,8 @@ def test_a_page_is_booked_by_the_newest_fence_and_only_once(kept):
     assert not kept.book(stale.release_id, stale.fence, "stale")
     assert kept.book(held.release_id, held.fence, "digest")
     assert kept.book(held.release_id, held.fence, "digest")
-    assert not kept.book(held.release_id, held.fence, "another")
+    with pytest.raises(ledger.LedgerError, match="was another one before"):
+        kept.book(held.release_id, held.fence, "another")
     assert kept.reserve(window(1, attempt="third")).page == replace(held.page, digest="digest")
 
 

@@ -175,6 +175,11 @@ def test_a_period_begins_with_its_first_moment_in_utc(period, time, first, last)
     assert periods.bounds(period, time) == (at(first), at(last))
 
 
+def test_a_time_without_a_zone_is_in_no_period():
+    with pytest.raises(ValueError, match="needs a time zone"):
+        periods.bounds("month", dt.datetime(2025, 1, 1))
+
+
 @hypothesis.given(
     st.sampled_from(["month", "week", "day"]),
     st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2100, 1, 1), timezones=st.just(UTC)),
