@@ -211,10 +211,12 @@ def _schedule(arguments: argparse.Namespace, flags: list[str]) -> None:
     if arguments.foreground:
         schedule.run(times, command)
         return
-    name = re.sub(r"\W+", "-", job.job.name)
+    given, secrets = config.variables()
+    # Always: systemd and cron may have another HOME, and so another default ledger.
+    environment = {"XDG_STATE_HOME": str(state.directory().parent), **given}
     try:
-        print(schedule.units(name, times, command, Path.cwd()))
-        print("# or in a crontab:\n" + schedule.cron_line(times, command, Path.cwd()), end="")
+        print(schedule.units(job.job.name, times, command, Path.cwd(), environment, secrets))
+        print("# or in a crontab:\n" + schedule.cron_line(times, command, Path.cwd(), environment, secrets), end="")
     except ValueError as error:
         raise config.JobFileError(f"schedule: {error}") from error
 

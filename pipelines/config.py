@@ -34,6 +34,8 @@ def _no_truth_value(given: Any) -> Any:
 Positive = Annotated[int, Field(ge=1), pydantic.BeforeValidator(_no_truth_value)]
 
 _SHARES = ("selection", "counts", "cooccurrence")
+_MAY_BE_SECRET = (pseudonym.KEY_VARIABLE, "SOTTOVOCE_PRIVACY", "SOTTOVOCE_PRIVACY__LEDGER")
+"""Variables: the key, and the ledger's URL, which can have a password in it."""
 
 
 class JobFileError(errors.BadRequestError):
@@ -434,6 +436,13 @@ def _check_environment() -> None:
                 f"{name}: is not a known key. Variables are {prefix}SECTION{delimiter}KEY; the sections are "
                 f"{', '.join(Job.model_fields)}."
             )
+
+
+def variables() -> tuple[dict[str, str], list[str]]:
+    """Returns the environment's variables that are ours, and of those that may be secret the names alone."""
+    ours = {name: value for name, value in sorted(os.environ.items()) if name.upper().startswith("SOTTOVOCE_")}
+    secrets = [name for name in ours if name.upper() in _MAY_BE_SECRET]
+    return {name: value for name, value in ours.items() if name not in secrets}, secrets
 
 
 def _explain(error: pydantic.ValidationError | pydantic_settings.SettingsError) -> list[str]:

@@ -6,21 +6,26 @@ A run that finds nothing to do costs little, so the times need not be those at w
 import dataclasses
 import datetime as dt
 import logging
+import os
+import re
 import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from apscheduler.schedulers import blocking
+from apscheduler.schedulers import background
 from apscheduler.triggers import cron
 
 _MINUTE, _HOUR, _DAY, _WEEK = (dt.timedelta(**{unit: 1}) for unit in ("minutes", "hours", "days", "weeks"))
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _PATIENCE_SECONDS = 60
 """How long a run that is told to stop may take."""
+_POLL_SECONDS = 0.5
+"""How soon a signal is acted on."""
 
 log = logging.getLogger(__name__)
 
@@ -76,21 +81,45 @@ def cadence(start: dt.datetime, size: dt.timedelta, slack: dt.timedelta) -> Cade
     return Cadence(closes.minute, hour=closes.hour, weekday=_WEEKDAYS[closes.weekday()])
 
 
-def units(name: str, times: Cadence, command: Sequence[str], directory: Path) -> str:
-    """The text of a systemd service and its timer.
+def units(
+    name: str,
+    times: Cadence,
+    command: Sequence[str],
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
+) -> str:
+    """The text of a systemd service, which runs as who calls this, and its timer.
+
+    Args:
+        name: of the job; what can't stand in a unit's file name becomes "-".
+        times: when it runs.
+        command: its words.
+        directory: where it runs.
+        environment: variables that it is given.
+        secrets: names of variables that it needs as well; their values are not printed.
 
     Raises:
-        ValueError: a word that neither systemd nor cron can take.
+        ValueError: a word, a variable or a directory that neither systemd nor cron can take.
     """
-    program = " ".join(f'"{_in_unit(word)}"' for word in command)
+    name = re.sub(r"[^A-Za-z0-9:_.-]+", "-", name)
+    program = " ".join(f'"{_quoted(word).replace("$", "$$")}"' for word in command)
+    variables = "".join(f'Environment="{_assignment(*variable)}"\n' for variable in (environment or {}).items())
+    if secrets:
+        # systemd doesn't start a service whose file is missing.
+        variables += (
+            f"# May be secret and is not printed: {', '.join(secrets)}. Give it in this file, readable by root alone.\n"
+            f"EnvironmentFile=/etc/sottovoce-{name}.env\n"
+        )
     return f"""\
 # /etc/systemd/system/sottovoce-{name}.service
 [Unit]
 Description=Sottovoce: release the windows of {name} that are over
 [Service]
 Type=oneshot
-WorkingDirectory={_one_line(str(directory)).replace("%", "%%")}
-ExecStart={program}
+User={os.getuid()}
+WorkingDirectory={_working_directory(directory)}
+{variables}ExecStart={program}
 
 # /etc/systemd/system/sottovoce-{name}.timer
 [Unit]
@@ -103,19 +132,46 @@ WantedBy=timers.target
 """
 
 
-def cron_line(times: Cadence, command: Sequence[str], directory: Path) -> str:
-    """Two lines of a crontab; cron takes a bare % for the end of the line.
+def cron_line(
+    times: Cadence,
+    command: Sequence[str],
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
+) -> str:
+    """The lines of a crontab, that of the command last; cron takes a bare % for the end of the line. Args as `units`.
 
     Raises:
         ValueError: as `units`.
     """
     fields = times.fields
-    program = _one_line(f"cd {shlex.quote(str(directory))} && {shlex.join(command)}").replace("%", r"\%")
-    return f"CRON_TZ=UTC\n{fields['minute']} {fields['hour']} * * {fields['day_of_week']} {program}\n"
+    words = [f"{name}={value}" for name, value in (environment or {}).items()]
+    needs = "".join(f': "${{{name}:?}}" && ' for name in secrets)
+    program = f"cd {shlex.quote(str(directory))} && {needs}{shlex.join(['env', *words, *command] if words else command)}"
+    comment = "# Times in UTC; a cron that ignores CRON_TZ (Debian's does) takes them for local ones.\n"
+    if secrets:
+        comment += f"# May be secret and is not printed: {', '.join(secrets)}. Set it in the crontab, above this.\n"
+    line = _one_line(program).replace("%", r"\%")
+    return f"{comment}CRON_TZ=UTC\n{fields['minute']} {fields['hour']} * * {fields['day_of_week']} {line}\n"
 
 
-def _in_unit(word: str) -> str:
-    return _one_line(word).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+def _working_directory(directory: Path) -> str:
+    text = _one_line(str(directory))
+    if text != text.strip() or text.endswith("\\"):
+        raise ValueError(
+            f"{text!r} can't stand in a systemd unit: a directory must not start or end with a space, nor end with a backslash."
+        )
+    return text.replace("%", "%%")
+
+
+def _assignment(name: str, value: str) -> str:
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"the variable {name!r} can't stand in a systemd unit: a name has letters, digits and _ alone.")
+    return f"{name}={_quoted(value)}"
+
+
+def _quoted(word: str) -> str:
+    return _one_line(word).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
 def _one_line(text: str) -> str:
@@ -131,7 +187,7 @@ def run(times: Cadence, command: Sequence[str]) -> None:
         KeyboardInterrupt: SIGINT came. A run that is under way was interrupted first, in either case.
     """
     runs = _Runs(command)
-    scheduler = blocking.BlockingScheduler(timezone=dt.UTC)
+    scheduler = background.BackgroundScheduler(timezone=dt.UTC)
     scheduler.add_job(
         runs.run,
         cron.CronTrigger(**times.fields, timezone=dt.UTC),
@@ -142,19 +198,21 @@ def run(times: Cadence, command: Sequence[str]) -> None:
     )
     received: list[int] = []
 
-    def stop(number: int, _: FrameType | None) -> None:
-        if not received:
-            received.append(number)
-            runs.stop()
-            scheduler.shutdown()
+    def note(number: int, _: FrameType | None) -> None:
+        # No more than this: the main thread may hold any lock now.
+        received.append(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         scheduler.start()
+        while not received:
+            time.sleep(_POLL_SECONDS)
+        runs.stop()
+        scheduler.shutdown()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if signal.SIGINT in received:
+    if received[0] == signal.SIGINT:
         raise KeyboardInterrupt
 
 
@@ -163,7 +221,7 @@ class _Runs:
 
     def __init__(self, command: Sequence[str]):
         self._command = command
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_over = False
 
@@ -174,7 +232,7 @@ class _Runs:
             # In a session of its own: a key pressed in the terminal comes to it through `stop` alone.
             self._process = subprocess.Popen(self._command, start_new_session=True)  # noqa: S603  ours, no shell
         code = self._process.wait()
-        if code:
+        if code and not self._is_over:
             log.warning("the run ended with exit code %d; the schedule goes on", code)
 
     def stop(self) -> None:
