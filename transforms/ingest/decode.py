@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data import events
-from transforms.ingest import pseudonym, sources
+from transforms.ingest import formats, pseudonym, sources
 
 MAX_VALUE = 1e9
 """Values beyond are malformed: their squares must stay far from overflow."""
@@ -244,7 +244,7 @@ def _query(rules: EventRules, schema: pa.Schema, fields: Sequence[str]) -> tuple
     event_id = _text(theirs["event_id"], types["event_id"]) if "event_id" in theirs else "null::varchar"
     value = f"try_cast({theirs['value']} as double)" if "value" in theirs else "null::double"
     no_faults = "".join(f"false as {name}, " for name in _FAULTS if name not in schema.names)
-    context_keys = ", ".join(map(sources.sql_string, rules.context))
+    context_keys = ", ".join(map(formats.sql_string, rules.context))
     context_values = ", ".join(f"{number[column]}::varchar" for column in rules.context.values())
     outcome, reasons = _outcome(rules)
     query = f"""
@@ -267,7 +267,7 @@ def _query(rules: EventRules, schema: pa.Schema, fields: Sequence[str]) -> tuple
 
 def _raw_query(rules: EventRules) -> str:
     """Each row's own text, or else its mapped columns as JSON."""
-    raw = ", ".join(f"{sources.sql_string(column)}, {_number(i)}::varchar" for i, column in enumerate(rules.source_columns))
+    raw = ", ".join(f"{formats.sql_string(column)}, {_number(i)}::varchar" for i, column in enumerate(rules.source_columns))
     return f"select coalesce({sources.RAW}, json_object({raw})::varchar) as raw from batch"
 
 
@@ -323,11 +323,11 @@ def _time(column: str, kind: pa.DataType, unit: str | None) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return sources.sql_string(repr(float(seconds)))
+    return formats.sql_string(repr(float(seconds)))
 
 
 def _timestamp(time: dt.datetime) -> str:
-    return f"{sources.sql_string(time.astimezone(dt.UTC).isoformat())}::timestamptz"
+    return f"{formats.sql_string(time.astimezone(dt.UTC).isoformat())}::timestamptz"
 
 
 def _number(column: int) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, BinaryIO, Literal
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,12 +21,13 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from data import errors
+from transforms.ingest import formats
 
 Kind = Literal["parquet", "csv", "jsonl"]
 
 ROW = "__row"
-PROBLEM = "__problem"
-RAW = "__raw"
+PROBLEM = formats.PROBLEM
+RAW = formats.RAW
 """Columns beside the source's own: the row's number from 1, why it couldn't be decoded, its text where it has one."""
 
 _FRAGMENT_ROWS = 1 << 20
@@ -255,10 +255,11 @@ def _undecoded(numbers: np.ndarray, problems: list[str], raw: list[bytes], colum
 
 
 def _read_jsonl(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
-    with _open(fragment.path) as file, duckdb.connect(config={"threads": 1}) as connection:
+    lines_of_json = formats.Json(columns)
+    with _open(fragment.path) as file:
         for numbers, lines in _numbered_lines(file):
-            raw = _decode_text(pa.table({RAW: pa.array(lines, pa.binary())}), numbers, RAW)
-            yield _decode_json(connection, raw, columns)
+            table = lines_of_json.decode(pa.array(lines, pa.binary()))
+            yield _with_place(table.select(list(columns)), numbers, table[PROBLEM], table[RAW])
 
 
 def _numbered_lines(file: BinaryIO) -> Iterator[tuple[np.ndarray, list[bytes]]]:
@@ -280,62 +281,15 @@ def _blocks_of_lines(file: BinaryIO) -> Iterator[list[bytes]]:
         yield [rest]
 
 
-def _decode_json(connection: duckdb.DuckDBPyConnection, lines: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """Takes scalar members of each line's object as text; an absent, null or nested member is null."""
-    members = []
-    for column in columns:
-        # A JSON pointer (RFC 6901) takes every name literally.
-        pointer = sql_string("/" + column.replace("~", "~0").replace("/", "~1"))
-        members.append(
-            f"case when json_type(line, {pointer}) not in ('OBJECT', 'ARRAY', 'NULL') "
-            f"then json_extract_string(line, {pointer}) end"
-        )
-    connection.register("lines", lines)
-    query = f"""
-        select {", ".join(members)}, {ROW},
-            coalesce({PROBLEM}, case when line is null then 'not a JSON object' end), {RAW}
-        from (select *, case when json_valid({RAW}) and json_type({RAW}) = 'OBJECT' then {RAW} end as line from lines)
-    """
-    table = connection.sql(query).to_arrow_table()
-    connection.unregister("lines")
-    return table.rename_columns([*columns, ROW, PROBLEM, RAW])
-
-
-def _decode_text(table: pa.Table, numbers: np.ndarray, raw: str | None = None) -> pa.Table:
-    """Makes text of binary columns, and sure that text is text; other columns stay.
-
-    A row that isn't UTF-8 gets a problem, and replacement characters in its RAW.
-    """
+def _decode_text(table: pa.Table, numbers: np.ndarray) -> pa.Table:
+    """Makes text of binary columns, and sure that text is text; other columns stay. A row that isn't UTF-8 gets a problem."""
     bad = np.zeros(table.num_rows, bool)
     columns = {}
     for name in table.column_names:
-        column = table[name].combine_chunks()
-        try:
-            columns[name] = _utf8(column)
-        except pa.ArrowInvalid:
-            plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-            given = plain.cast(pa.large_binary()).to_pylist()
-            values = [None if value is None else value.decode(errors="replace") for value in given]
-            bad |= [now is not None and now.encode() != was for now, was in zip(values, given, strict=True)]
-            columns[name] = pa.array(values, pa.string())
-    problem = pa.array(["not UTF-8"] * table.num_rows, pa.string(), mask=~bad) if bad.any() else None
-    return _with_place(pa.table(columns), numbers, problem, columns.pop(raw).cast(pa.string()) if raw else None)
-
-
-def _utf8(column: pa.Array) -> pa.Array:
-    """Text and binary as checked text.
-
-    Raises:
-        pa.ArrowInvalid: some of it isn't UTF-8.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return pa.DictionaryArray.from_arrays(column.indices, _utf8(column.dictionary))
-    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        return column.cast(pa.large_binary()).cast(pa.large_string())
-    if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return column.cast(pa.binary()).cast(pa.string())
-    return column
+        columns[name], is_bad = formats.text_of(table[name].combine_chunks())
+        bad |= is_bad
+    problem = pa.array([formats.NOT_TEXT] * table.num_rows, pa.string(), mask=~bad) if bad.any() else None
+    return _with_place(pa.table(columns), numbers, problem)
 
 
 def _with_place(table: pa.Table, numbers: np.ndarray, problem: pa.Array | None = None, raw: pa.Array | None = None) -> pa.Table:
@@ -343,11 +297,6 @@ def _with_place(table: pa.Table, numbers: np.ndarray, problem: pa.Array | None =
     place = {ROW: pa.array(numbers, pa.int64()), PROBLEM: nothing if problem is None else problem}
     columns = dict(zip(table.column_names, table.columns, strict=True))
     return pa.table({**columns, **place, RAW: nothing if raw is None else raw})
-
-
-def sql_string(text: str) -> str:
-    """Quotes a text for DuckDB."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 _READERS = {"csv": _read_csv, "jsonl": _read_jsonl}
