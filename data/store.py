@@ -166,6 +166,10 @@ class Store:
         """Returns the run's exact figures."""
         return json.loads((self.path / "operator" / "runs" / f"{attempt}.json").read_text())
 
+    def find_run_record(self, attempt: str) -> dict[str, Any] | None:
+        """Returns the run's exact figures, if this store has them."""
+        return self.run_record(attempt) if (self.path / "operator" / "runs" / f"{attempt}.json").exists() else None
+
     def make(self) -> None:
         """Makes the store's directory.
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from data import errors, periods
 from transforms import bounding
-from transforms.ingest import decode, pseudonym
+from transforms.ingest import decode, formats, kafka_client, pseudonym
 from transforms.privacy.filter import Composition
 from transforms.privacy.noise import Source
 from transforms.release import cooccurrence, reference
@@ -62,8 +62,13 @@ class JobSection(_Section):
 class SourceSection(_Section):
     """[source]: where events come from and how a row becomes one (transforms.ingest.decode.EventRules)."""
 
-    kind: Literal["parquet", "csv", "jsonl"]
-    paths: list[str] = Field(min_length=1)
+    kind: Literal["parquet", "csv", "jsonl", "kafka"]
+    paths: list[str] = []
+    topic: str | None = Field(None, min_length=1, max_length=249)
+    format: formats.Kind = "json"
+    schema_file: str | None = None
+    schemas: dict[str, str] = {}
+    message: str | None = None
     columns: dict[str, str] = Field({}, validate_default=True)
     context: dict[str, str] = {}
     event_types: dict[str, float] = Field(min_length=1)
@@ -80,6 +85,14 @@ class SourceSection(_Section):
             if not 0 < weight <= decode.MAX_VALUE:
                 raise ValueError(f"the weight of {name!r} must be in (0, 1e9], not {weight}")
         return event_types
+
+    @pydantic.model_validator(mode="after")
+    def _files_or_a_topic(self) -> "SourceSection":
+        if (self.kind == "kafka") != (self.topic is not None) or (self.kind == "kafka") == bool(self.paths):
+            raise ValueError('kind = "kafka" needs topic and no paths; the other kinds need paths and no topic')
+        if self.kind == "kafka" and "arrival_time" in self.columns:
+            raise ValueError("columns maps arrival_time, but a message arrives when the broker says so")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _enough_columns(self) -> "SourceSection":
@@ -258,6 +271,34 @@ class ModelSection(_Section):
     seed: int = 0
 
 
+class KafkaSection(_Section):
+    """[kafka]: the broker, who asks it, and the topics beside the events' own."""
+
+    bootstrap: str = Field(min_length=1)
+    security: kafka_client.Security = "plaintext"
+    ca_file: Path | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    group: str | None = Field(None, min_length=1)
+    consent: str | None = Field(None, min_length=1, max_length=249)
+    dead_letters: str | None = Field(None, min_length=1, max_length=249)
+    settle_seconds: float = Field(5.0, ge=0)
+    allow_create_time: bool = False
+
+    @property
+    def connection(self) -> kafka_client.Connection:
+        """How the broker is reached."""
+        return kafka_client.Connection(self.bootstrap, self.security, self.ca_file, self.username, self.password_file)
+
+    @pydantic.model_validator(mode="after")
+    def _whole_connection(self) -> "KafkaSection":
+        try:
+            _ = self.connection
+        except kafka_client.KafkaError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
 class PublishSection(_Section):
     """[publish]: the DuckDB versions."""
 
@@ -282,6 +323,7 @@ class Job(pydantic_settings.BaseSettings):
 
     job: JobSection
     source: SourceSection
+    kafka: KafkaSection | None = None
     catalogue: CatalogueSection | None = None
     privacy: PrivacySection
     window: WindowSection
@@ -291,6 +333,17 @@ class Job(pydantic_settings.BaseSettings):
     model: ModelSection = ModelSection()
     publish: PublishSection = PublishSection()
     runner: RunnerSection = RunnerSection()
+
+    @property
+    def settling(self) -> dt.timedelta:
+        """How long after a window's end and slack it is read: until then the broker may yet give an event an earlier time."""
+        return dt.timedelta(seconds=0 if self.kafka is None else self.kafka.settle_seconds)
+
+    @pydantic.model_validator(mode="after")
+    def _broker_of_the_topic(self) -> "Job":
+        if (self.source.kind == "kafka") != (self.kafka is not None):
+            raise ValueError('the section [kafka] is for source.kind = "kafka", which needs it')
+        return self
 
     @pydantic.model_validator(mode="after")
     def _window_within_period(self) -> "Job":

@@ -43,7 +43,10 @@ def book_path(job: config.Job) -> Path:
 def source_fingerprint(job: config.Job) -> str:
     """Names where events come from, as hex digits."""
     paths = {path if "://" in path else os.path.abspath(path) for path in job.source.paths}  # noqa: PTH100  a pattern stays one
-    source = {"kind": job.source.kind, "paths": sorted(paths)}
+    source: dict[str, Any] = {"kind": job.source.kind, "paths": sorted(paths)}
+    if job.source.topic is not None:
+        # Not the broker's address, which has many names: a topic's name stands for one source, wherever it lies.
+        source["topic"] = job.source.topic
     return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,10 +23,10 @@ import apache_beam as beam
 import pyarrow as pa
 
 from data import book, catalogue, errors, ledger, periods, store
-from pipelines import config, contract
+from pipelines import config, contract, source
 from runners import direct
 from transforms import bounding
-from transforms.ingest import decode, events, pseudonym, sources
+from transforms.ingest import events, sources
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
 from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection
@@ -141,6 +141,11 @@ def settings(job: config.Job) -> dict[str, Any]:
             f"source.{key}": getattr(job.source, key)
             for key in ("columns", "event_types", "time_unit", "min_value", "weigh_by_value", "max_skew_seconds")
         },
+        **(
+            {f"source.{key}": getattr(job.source, key) for key in ("format", "schema_file", "schemas", "message")}
+            if job.source.kind == "kafka"
+            else {}
+        ),
         **{
             f"privacy.{key}": getattr(job.privacy, key)
             for key in ("total_epsilon", "total_delta", "unit", "period", "composition", "expected_users")
@@ -199,40 +204,22 @@ def _share_of(
     return budget.Budget(privacy_filter.spent_epsilon(composition, cost, delta), delta + set_aside)
 
 
-def event_rules(job: config.Job, now: dt.datetime) -> decode.EventRules:
-    """The job file's [source] and [window] as rules for one row."""
-    source = job.source
-    return decode.EventRules(
-        columns=source.columns,
-        event_types=source.event_types,
-        window_start=job.window.start,
-        window_end=job.window.end,
-        now=now,
-        context=source.context,
-        time_unit=source.time_unit,
-        min_value=source.min_value,
-        weigh_by_value=source.weigh_by_value,
-        max_skew_seconds=source.max_skew_seconds,
-        slack_seconds=job.window.slack_seconds,
-    )
-
-
 def build(
     root: beam.Pipeline,
     plan: Plan,
     request: ledger.Request,
-    ingest: events.IngestEvents,
+    found: source.Source,
     group: bounding.GroupByUser,
 ) -> beam.PCollection[str]:
-    """Wires the release. `ingest` is its source; returns the path of the published release (none when refused)."""
+    """Wires the release of the events that were found; returns the path of the published release (none when refused)."""
     job, store_path = plan.job, str(plan.job.job.store)
-    ingested = root | "IngestEvents" >> ingest
+    ingested = root | "IngestEvents" >> events.IngestEvents(found.parts, found.reader)
     _ = ingested.dead_letters | "WriteDeadLetters" >> beam.io.WriteToText(
         str(store.Store(store_path).operator("dead_letters") / plan.attempt),
         file_name_suffix=".jsonl",
         shard_name_template="",
     )
-    asked = grant.Asked(plan.ledger_url, request, store_path, job.source.max_malformed_share)
+    asked = grant.Asked(plan.ledger_url, request, store_path, job.source.max_malformed_share, found.digests)
     grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
     users = ingested.events | "GroupByUser" >> group
     if request.series is not None:
@@ -262,21 +249,25 @@ def run(
     beam_flags: Sequence[str] = (),
     allow_another: bool = False,
     span: tuple[dt.datetime, dt.datetime] | None = None,
+    follows_another: bool = False,
 ) -> Path:
     """Runs the release job, or finds that it was done before; returns the published release's path.
 
     Args:
         span: as `plan`.
+        follows_another: as `source.find`.
 
     Raises:
         ledger.BudgetRefusedError: the contract doesn't let it through.
         errors.AlreadyReleasedError: it was published into another store, or another run has it in hand.
         errors.RefusedError: too many rows are malformed.
-        sources.SourceError, catalogue.CatalogueError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
+        catalogue.CatalogueError, config.JobFileError, and what `source.find` raises: bad input.
     """
     account = contract.open_ledger(job)
     with _leased(job, account) as (kept, held):
-        return _run(job, account, kept, held, beam_flags, allow_another, span)
+        path = _run(job, account, kept, held, beam_flags, allow_another, span, follows_another)
+        source.deliver(job, kept, account.releases(job.job.data_set))
+        return path
 
 
 def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = ()) -> Iterator[Path]:
@@ -294,10 +285,11 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
     }
     for release_id in done.values():
         _shown(store.Store(job.job.store), release_id)
-    for start, end in job.window.closed(until):
+    for start, end in job.window.closed(until - job.settling):
         if (start.isoformat(), end.isoformat()) not in done:
             window = job.window.model_copy(update={"start": start, "end": end})
-            yield run(job.model_copy(update={"window": window}), beam_flags, span=_span(job, start))
+            one = job.model_copy(update={"window": window})
+            yield run(one, beam_flags, span=_span(job, start), follows_another=start > job.window.start)
 
 
 def _span(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
@@ -319,6 +311,7 @@ def _settled(job: config.Job) -> list[dict[str, Any]]:
             kept.settle(releases)
             for series in account.series(job.job.data_set):
                 _prune(book.Book(contract.book_path(job)), series)
+            source.deliver(job, kept, account.releases(job.job.data_set))
     return account.releases(job.job.data_set)
 
 
@@ -368,15 +361,18 @@ def _run(
     beam_flags: Sequence[str],
     allow_another: bool,
     span: tuple[dt.datetime, dt.datetime] | None,
+    follows_another: bool,
 ) -> Path:
     kept.check(account.releases())
     public = load_catalogue(job)
     _check_memory(job, public)
     planned = plan(job, public, span)
-    rules = event_rules(job, planned.now)
-    fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
-    key = pseudonym.read_key(job.privacy.key_file)
-    digests = sources.digests(fragments) if job.window.size == "all" else {}
+    found_events = source.find(
+        job, planned.now, None if public is None else public.table["item_id"].combine_chunks(), follows_another
+    )
+    key = found_events.reader.decoding.key
+    # A window stays closed, whatever comes since.
+    digests = found_events.digests if job.window.size == "all" else {}
     request = dataclasses.replace(_request(account, planned, key, digests, allow_another), lease=held)
     account.check(request)
     kept.settle(account.releases())
@@ -384,26 +380,18 @@ def _run(
     if found and found.status == ledger.PUBLISHED:
         log.info("%s holds this release: reading it back, at no cost", kept.path)
         return _shown(kept, found.release_id)
-    ingest = events.IngestEvents(
-        fragments,
-        rules,
-        key,
-        _opt_outs(job),
-        None if public is None else public.table["item_id"].combine_chunks(),
-        [name for name in bounding.BUCKET_EVENTS.names if name != "value" or job.source.weigh_by_value],
-    )
     try:
         pipeline = beam.Pipeline(options=direct.options(beam_flags))
     except ValueError as error:
         raise config.JobFileError(str(error)) from error
-    log.info("releasing %s from %d file part(s)", job.job.data_set, len(fragments))
-    buckets = job.runner.buckets or bounding.buckets_for(sum(fragment.rows for fragment in fragments))
+    log.info("releasing %s from %d part(s) of its source", job.job.data_set, len(found_events.parts))
+    buckets = job.runner.buckets or bounding.buckets_for(found_events.rows)
     if request.series is not None:
         buckets = book.SHARDS
     try:
         with kept.spill() as directory, pipeline as root:
             group = bounding.GroupByUser(buckets, job.source.event_types, str(directory) if job.runner.spill else None)
-            build(root, planned, request, ingest, group)
+            build(root, planned, request, found_events, group)
     except (RuntimeError, errors.UserError) as error:
         # The runner wraps what a worker raised: in a text of its own, or with the step's name after it.
         if "KeyboardInterrupt" in str(error):
@@ -476,22 +464,6 @@ def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:
     if section is None:
         return None
     return catalogue.load(section.path, section.columns, section.features, section.kinds, section.multi_separator)
-
-
-def _opt_outs(job: config.Job) -> pa.Array | None:
-    path = job.privacy.opt_out
-    if path is None:
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise config.JobFileError(
-            f"privacy.opt_out = {path}: can't be read ({reason}); give a file of one id a line."
-        ) from error
-    # An id may have spaces around it, and so may a line: whoever either names stays out.
-    ids = {id_ for line in lines for id_ in (line, line.strip()) if id_}
-    return pa.array(sorted(ids), pa.string())
 
 
 def _selection_params(plan: Plan) -> selection.SelectionParams:

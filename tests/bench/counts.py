@@ -69,7 +69,9 @@ def ours(path: pathlib.Path, directory: str, pipeline: beam.Pipeline) -> None:
     catalogue = pa.array(map(str, range(ITEMS)), pa.string())
     items = pa.table([catalogue, np.ones(ITEMS), pa.nulls(ITEMS, pa.int32())], schema=tables.ITEMS)
     fragments = sources.find_fragments("parquet", [str(path)], names)
-    ingested = pipeline | events.IngestEvents(fragments, rules, bytes(32), None, catalogue, names[:-1])
+    ingested = pipeline | events.IngestEvents(
+        fragments, events.ReadAndDecode(events.Decoding(rules, bytes(32), None, catalogue, names[:-1]))
+    )
     known = pipeline | "Items" >> beam.Create([items])
     group = bounding.GroupByUser(bounding.buckets_for(sum(part.rows for part in fragments)), rules.event_types, directory)
     _ = ingested.events | group | counts.ReleaseCounts(params(), known, bytes(32))

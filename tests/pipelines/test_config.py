@@ -53,6 +53,11 @@ def test_a_least_job_file_gets_the_defaults(path):
         "source": {
             "kind": "csv",
             "paths": ["a.csv", "b.csv"],
+            "topic": None,
+            "format": "json",
+            "schema_file": None,
+            "schemas": {},
+            "message": None,
             "columns": {"privacy_id": "user", "item_id": "item_id", "event_time": "event_time"},
             "context": {},
             "event_types": {"view": 1.0},
@@ -62,6 +67,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "max_skew_seconds": 300.0,
             "max_malformed_share": 0.01,
         },
+        "kafka": None,
         "catalogue": None,
         "privacy": {
             "total_epsilon": 1.0,
@@ -235,8 +241,16 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
         pytest.param(["--model.rank", "many"], r"model\.rank = 'many': .* valid integer", id="wrong type"),
         pytest.param(["--model.rank", "1.5"], r"model\.rank = 1\.5: .* valid integer", id="fraction"),
         pytest.param(["--source.paths", "a.csv"], r"source\.paths = 'a\.csv': .* valid list", id="text for a list"),
-        pytest.param(["--source.paths", "[]"], r"source\.paths = \[\]: .* at least 1 item", id="no paths"),
-        pytest.param(["--source.kind", "xml"], r"source\.kind = 'xml': .* 'parquet', 'csv' or 'jsonl'", id="kind"),
+        pytest.param(["--source.paths", "[]"], r"source: .* the other kinds need paths", id="no paths"),
+        pytest.param(["--source.kind", "xml"], r"source\.kind = 'xml': .* 'parquet', 'csv', 'jsonl' or 'kafka'", id="kind"),
+        pytest.param(["--source.kind", "kafka"], r'source: kind = "kafka" needs topic and no paths', id="paths of a topic"),
+        pytest.param(["--source.topic", "events"], r'source: kind = "kafka" needs topic and no paths', id="topic of files"),
+        pytest.param(
+            ["--kafka.bootstrap", "h:1"], r'the section \[kafka\] is for source\.kind = "kafka"', id="broker for files"
+        ),
+        pytest.param(
+            ["--kafka.bootstrap=h:1", "--kafka.security=sasl_ssl"], "needs both username and password_file", id="no login"
+        ),
         pytest.param(["--source.columns.user", "u"], r"source\.columns: maps user, but an event has event_id, .*", id="column"),
         pytest.param(["--source.event_types.x", "nan"], r"source\.event_types\.x = nan: .* finite", id="weight NaN"),
         pytest.param(["--source.min_value", "nan"], r"source\.min_value = nan: .* finite", id="min_value NaN"),

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from data import book, errors, ledger, store, tables
-from pipelines import cli, config, contract, release
+from pipelines import cli, config, contract, release, source
 from tests.pipelines.example import charges, crashing, load, published, view, write_job
 
 DAY = "2025-01-{:02}T12:00"
@@ -130,14 +130,14 @@ def test_a_job_that_another_machine_has_in_hand_is_left_alone_until_its_lease_is
 
 def test_a_run_whose_lease_was_taken_spends_nothing(tmp_path, monkeypatch):
     job = load(write_job(tmp_path, EVENTS), *FLAGS)
-    account, event_rules = contract.open_ledger(job), release.event_rules
+    account, event_rules = contract.open_ledger(job), source.event_rules
 
     def overslept(*arguments):
         account.lease("test/test", "another machine", 600)
         return event_rules(*arguments)
 
     monkeypatch.setattr(release, "LEASE_SECONDS", 0.0)
-    monkeypatch.setattr(release, "event_rules", overslept)
+    monkeypatch.setattr(source, "event_rules", overslept)
     with pytest.raises(errors.AlreadyReleasedError, match="another run has taken this job over"):
         list(release.run_until(job, until(2)))
     assert charges(job) == []
@@ -147,7 +147,7 @@ def test_a_run_holds_its_lease_for_as_long_as_it_takes(tmp_path, monkeypatch):
     job = load(write_job(tmp_path, EVENTS), *FLAGS)
     monkeypatch.setattr(release, "LEASE_SECONDS", 0.6)
     account, held = contract.open_ledger(job), []
-    event_rules = release.event_rules
+    event_rules = source.event_rules
 
     def slow(*arguments):
         time.sleep(1.2)
@@ -156,7 +156,7 @@ def test_a_run_holds_its_lease_for_as_long_as_it_takes(tmp_path, monkeypatch):
         held.append(True)
         return event_rules(*arguments)
 
-    monkeypatch.setattr(release, "event_rules", slow)
+    monkeypatch.setattr(source, "event_rules", slow)
     assert len(list(release.run_until(job, until(2)))) == len(held) == 1
 
 

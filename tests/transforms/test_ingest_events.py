@@ -28,7 +28,9 @@ def write(path, *rows: str) -> list[sources.Fragment]:
 def run(fragments, opt_outs=None, catalogue_ids=None, events_out=None, letters=None, outcomes=None) -> None:
     """Checks each given output of IngestEvents against the whole expected content."""
     with test_pipeline.TestPipeline(runner=fn_api_runner.FnApiRunner()) as root:
-        ingested = root | events.IngestEvents(fragments, RULES, KEY, opt_outs, catalogue_ids)
+        ingested = root | events.IngestEvents(
+            fragments, events.ReadAndDecode(events.Decoding(RULES, KEY, opt_outs, catalogue_ids))
+        )
         rows = ingested.events | "Rows" >> beam.FlatMap(lambda table: table.to_pylist() or ["an empty table"])
         parsed = ingested.dead_letters | "Parse" >> beam.Map(json.loads)
         util.assert_that(rows, util.equal_to(events_out or []), label="events")
@@ -95,7 +97,7 @@ def test_only_dropped_rows_give_no_events(tmp_path):
 def test_logs_name_files_and_rows_and_show_no_payload(tmp_path, caplog):
     fragments = write(tmp_path / "a.csv", "alice-the-user,item-one,2025-01-02", "alice-the-user,,never")
     with caplog.at_level("INFO", logger="transforms"):
-        do_fn = events.ReadAndDecode(RULES, KEY, None, None)
+        do_fn = events.ReadAndDecode(events.Decoding(RULES, KEY))
         do_fn.setup()
         list(do_fn.process(fragments[0]))
     assert caplog.messages == [f"read rows 1 to 2 of {tmp_path / 'a.csv'}"]

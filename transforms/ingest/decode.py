@@ -28,7 +28,8 @@ _SENSIBLE = "between '0001-01-02'::timestamptz and '9999-12-30'::timestamptz"
 
 OK = "ok"
 OPTED_OUT = "opted out"
-DROPPED = (OPTED_OUT, "below min_value", "outside the window", "late")
+_LATE = "late"
+DROPPED = (OPTED_OUT, "below min_value", "outside the window", _LATE)
 """Reasons to leave a well-formed event out. Every other reason but OK makes a dead letter."""
 
 DEAD_LETTERS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
@@ -58,6 +59,8 @@ class EventRules:
         weigh_by_value: an event's weight is also multiplied by its value, which must be positive.
         max_skew_seconds: an event later than its arrival by more is malformed.
         slack_seconds: an event that arrives later than its window's end by more is late.
+        follows_another: the source was read before, up to this window's start and slack: what came since and is of a window
+            before is late.
     """
 
     columns: Mapping[str, str]
@@ -71,6 +74,7 @@ class EventRules:
     weigh_by_value: bool = False
     max_skew_seconds: float = 300.0
     slack_seconds: float = 0.0
+    follows_another: bool = False
 
     def __post_init__(self) -> None:
         missing = [name for name in events.REQUIRED if name not in self.columns]
@@ -293,11 +297,13 @@ def _outcome(rules: EventRules) -> tuple[str, list[str]]:
         tests.append(("value <= 0", "value is not a positive weight"))
     tests += [
         ("has_other_item", "item_id is not in the catalogue"),
-        (
-            f"event_time < {_timestamp(rules.window_start)} or event_time >= {_timestamp(rules.window_end)}",
-            "outside the window",
-        ),
-        (f"arrival_time > {_timestamp(rules.window_end)} + {slack}", "late"),
+    ]
+    start, end = _timestamp(rules.window_start), _timestamp(rules.window_end)
+    if rules.follows_another:
+        tests.append((f"event_time < {start} and arrival_time > {start} + {slack}", _LATE))
+    tests += [
+        (f"event_time < {start} or event_time >= {end}", "outside the window"),
+        (f"arrival_time > {end} + {slack}", _LATE),
     ]
     reasons = [OK, OPTED_OUT, *(reason for _, reason in tests)]
     cases = " ".join(f"when {condition} then {reasons.index(reason)}" for condition, reason in tests)

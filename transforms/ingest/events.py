@@ -1,10 +1,11 @@
-"""The first step of every job: files in, pseudonymous events out, dead letters aside."""
+"""The first step of every job: events in, pseudonymous events out, dead letters aside."""
 
+import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
@@ -28,25 +29,50 @@ class Ingested(NamedTuple):
     outcomes: beam.PCollection[dict[str, int]]
 
 
-class ReadAndDecode(beam.DoFn):
-    """Reads a fragment and decodes it, in one fused step: no raw privacy id is ever shuffled."""
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What decode.Decoder takes."""
 
-    def __init__(
-        self,
-        rules: decode.EventRules,
-        key: bytes,
-        opt_outs: pa.Array | None = None,
-        catalogue_ids: pa.Array | None = None,
-        fields: Sequence[str] = schema.EVENTS.names,
-    ):
-        self._rules, self._key, self._opt_outs, self._catalogue_ids = rules, key, opt_outs, catalogue_ids
-        self._fields = fields
+    rules: decode.EventRules
+    key: bytes
+    opt_outs: pa.Array | None = None
+    catalogue_ids: pa.Array | None = None
+    fields: Sequence[str] = tuple(schema.EVENTS.names)
+
+
+class DecodeBatches(beam.DoFn):
+    """Decodes what a source yields; the step that reads it is one of these, so that no raw privacy id is ever shuffled."""
+
+    def __init__(self, decoding: Decoding):
+        self.decoding = decoding
 
     def setup(self) -> None:
+        given = self.decoding
         self._decoders = [
-            decode.Decoder(self._rules, self._key, self._opt_outs, self._catalogue_ids, self._fields)
+            decode.Decoder(given.rules, given.key, given.opt_outs, given.catalogue_ids, given.fields)
             for _ in range(threads.THREADS)
         ]
+
+    def decoded(self, path: str, batches: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, decode.Decoded]]:
+        """Yields batches and what is in them, in order."""
+        return threads.map_ahead(
+            lambda given: (given[1], given[0].decode(path, given[1])),
+            zip(itertools.cycle(self._decoders), batches, strict=False),
+        )
+
+    def outputs(self, decoded: decode.Decoded, letters: Iterable[str]) -> Iterator[Any]:
+        """A batch's tally, dead letters and events, as the step's outputs."""
+        for outcome, count in decoded.outcomes.items():
+            metrics.Metrics.counter(type(self), outcome).inc(count)
+        yield beam.pvalue.TaggedOutput(_OUTCOMES, decoded.outcomes)
+        for letter in letters:
+            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter)
+        if decoded.events.num_rows:
+            yield decoded.events
+
+
+class ReadAndDecode(DecodeBatches):
+    """Reads a fragment of files and decodes it."""
 
     def process(
         self, fragment: sources.Fragment
@@ -55,50 +81,30 @@ class ReadAndDecode(beam.DoFn):
         | beam.pvalue.TaggedOutput[Literal["dead_letters"], str]
         | beam.pvalue.TaggedOutput[Literal["outcomes"], dict[str, int]]
     ]:
-        first = fragment.first
-        for rows, decoded in self._decode(fragment):
-            for outcome, count in decoded.outcomes.items():
-                metrics.Metrics.counter(type(self), outcome).inc(count)
-            yield beam.pvalue.TaggedOutput(_OUTCOMES, decoded.outcomes)
-            for letter in decoded.dead_letters.to_pylist():
-                yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, json.dumps(letter))
-            if decoded.events.num_rows:
-                yield decoded.events
-            log.info("read rows %d to %d of %s", first, first + rows - 1, fragment.path)
-            first += rows
-
-    def _decode(self, fragment: sources.Fragment) -> Iterator[tuple[int, decode.Decoded]]:
-        """Yields batches' sizes and what is in them, in order."""
-        batches = sources.read(fragment, self._rules.source_columns, self._rules.repetitive_columns)
-        return threads.map_ahead(
-            lambda given: (given[1].num_rows, given[0].decode(fragment.path, given[1])),
-            zip(itertools.cycle(self._decoders), batches, strict=False),
-        )
+        first, rules = fragment.first, self.decoding.rules
+        batches = sources.read(fragment, rules.source_columns, rules.repetitive_columns)
+        for batch, decoded in self.decoded(fragment.path, batches):
+            yield from self.outputs(decoded, map(json.dumps, decoded.dead_letters.to_pylist()))
+            log.info("read rows %d to %d of %s", first, first + batch.num_rows - 1, fragment.path)
+            first += batch.num_rows
 
 
 class IngestEvents(beam.PTransform):
     """Reads, decodes and validates events, drops the opted-out and pseudonymises. In: a pipeline; out: Ingested.
 
-    Takes what decode.Decoder takes, and the fragments to read.
+    Args:
+        parts: of the source, each read by one worker.
+        reader: of such a part.
     """
 
-    def __init__(
-        self,
-        fragments: Sequence[sources.Fragment],
-        rules: decode.EventRules,
-        key: bytes,
-        opt_outs: pa.Array | None = None,
-        catalogue_ids: pa.Array | None = None,
-        fields: Sequence[str] = schema.EVENTS.names,
-    ):
+    def __init__(self, parts: Sequence[Any], reader: DecodeBatches):
         super().__init__()
-        self._fragments = fragments
-        self._reader = ReadAndDecode(rules, key, opt_outs, catalogue_ids, fields)
+        self._parts, self._reader = parts, reader
 
     def expand(self, root: beam.pvalue.PBegin) -> Ingested:
         decoded = (
             root
-            | "Fragments" >> beam.Create(self._fragments, reshuffle=True)
+            | "Parts" >> beam.Create(self._parts, reshuffle=True)
             | "ReadAndDecode" >> beam.ParDo(self._reader).with_outputs(_DEAD_LETTERS, _OUTCOMES, main="events")
         )
         outcomes = decoded[_OUTCOMES] | "AddOutcomes" >> beam.CombineGlobally(decode.add_outcomes)

@@ -1,6 +1,6 @@
 """No noise before its charge is written: the step between counting malformed rows and releasing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -13,12 +13,13 @@ TAKEN_OVER = "another run has taken this release over; nothing of this one was p
 
 
 class Asked(NamedTuple):
-    """Whom to ask, for what, and where to say what came of it."""
+    """Whom to ask, for what, and where to say what came of it and what was read (`digests`, by path)."""
 
     ledger_url: str
     request: ledger.Request
     store_path: str
     max_malformed_share: float
+    digests: Mapping[str, str]
 
 
 def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
@@ -41,9 +42,15 @@ def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
             refused, exit_code = str(error), error.exit_code
     if granted and granted.status == ledger.PUBLISHED:
         refused, exit_code, granted = "another run published it meanwhile.", errors.AlreadyReleasedError.exit_code, None
-    record = {"outcomes": outcomes, "malformed_share": share, "refused": refused, "exit_code": exit_code}
-    release_id = granted.release_id if granted else None
-    store.Store(asked.store_path).write_run_record(asked.request.attempt, {**record, "release_id": release_id})
+    record = {
+        "source": dict(asked.digests),
+        "outcomes": outcomes,
+        "malformed_share": share,
+        "refused": refused,
+        "exit_code": exit_code,
+        "release_id": granted.release_id if granted else None,
+    }
+    store.Store(asked.store_path).write_run_record(asked.request.attempt, record)
     if granted:
         yield granted
 

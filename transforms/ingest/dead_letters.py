@@ -1,0 +1,81 @@
+"""Dead letters to the topic for them: as the messages came, with reason, topic, partition and offset as headers, each once.
+
+Letters and the offsets up to which the topic was read are one transaction, so the group's committed offsets say which release's
+letters were sent last, also to a run after a crash; lag tools read them too.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import kafka
+from kafka import structs
+
+from transforms.ingest import kafka_client
+
+_TRANSACTION_MS = 600_000
+"""How long sending a window's letters may take; brokers allow 15 minutes unless they are told otherwise."""
+
+
+def send(
+    connection: kafka_client.Connection,
+    topic: str | None,
+    group: str,
+    stops: Mapping[str, Mapping[int, int]],
+    mark: str,
+    letters: Iterable[str],
+) -> int:
+    """Sends a release's letters, unless it was done before, and commits what was read; returns how many were sent.
+
+    Args:
+        topic: of dead letters; None: offsets are committed alone.
+        group: the consumer group to commit for.
+        stops: by topic and partition, the offset after the last that was read.
+        mark: of the release, greater as a text than those of the group's releases before.
+        letters: JSON lines as `topics` makes them.
+
+    Raises:
+        kafka_client.KafkaError: the broker refuses.
+    """
+    offsets = {
+        kafka.TopicPartition(source, number): structs.OffsetAndMetadata(stop, mark, -1)
+        for source, parts in stops.items()
+        for number, stop in parts.items()
+    }
+    if topic is None:
+        with kafka_client.consumer(connection, group_id=group) as client:
+            client.commit(offsets)
+        return 0
+    kafka_client.partitions(connection, topic, "WRITE")
+    with kafka_client.producer(connection, transactional_id=group, transaction_timeout_ms=_TRANSACTION_MS) as client:
+        # From here on no earlier run can finish a transaction that it left open.
+        client.init_transactions()
+        if _last_mark(connection, group, list(offsets)) >= mark:
+            return 0
+        client.begin_transaction()
+        sent = 0
+        for line in letters:
+            letter = json.loads(line)
+            client.send(topic, key=_bytes(letter["key"]), value=_bytes(letter["value"]), headers=_headers(letter))
+            sent += 1
+        client.send_offsets_to_transaction(offsets, group)
+        client.commit_transaction()
+    return sent
+
+
+def _last_mark(connection: kafka_client.Connection, group: str, places: Sequence[kafka.TopicPartition]) -> str:
+    """The mark of the group's last release; none: the empty text."""
+    with kafka_client.consumer(connection, group_id=group) as client:
+        committed = [client.committed(place, metadata=True) for place in places]
+    return max((found.metadata for found in committed if found is not None), default="")
+
+
+def _headers(letter: Mapping[str, Any]) -> list[tuple[str, bytes]]:
+    topic, _, partition = letter["file"].rpartition("/")
+    headers = {"reason": letter["reason"], "topic": topic, "partition": partition, "offset": str(letter["row"])}
+    return [(name, text.encode()) for name, text in headers.items()]
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
