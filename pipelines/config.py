@@ -31,6 +31,15 @@ def _no_truth_value(given: Any) -> Any:
     return given
 
 
+_DURATION = r"[1-9]\d{0,4}[smhdw]"
+Duration = Annotated[str, Field(pattern=f"^{_DURATION}$")]
+
+
+def _time_of(duration: str) -> dt.timedelta:
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}[duration[-1]]
+    return dt.timedelta(**{unit: int(duration[:-1])})
+
+
 Positive = Annotated[int, Field(ge=1), pydantic.BeforeValidator(_no_truth_value)]
 
 _SHARES = ("selection", "counts", "cooccurrence")
@@ -167,9 +176,9 @@ class WindowSection(_Section):
 
     @pydantic.field_validator("size")
     @classmethod
-    def _duration(cls, size: str) -> str:
-        if size != "all" and not re.fullmatch(r"[1-9]\d{0,4}[mhdw]", size):
-            raise ValueError('must be "all" or a number of minutes, hours, days or weeks, such as "30m", "1h", "7d", "1w"')
+    def _all_or_duration(cls, size: str) -> str:
+        if size != "all" and not re.fullmatch(_DURATION, size):
+            raise ValueError('must be "all" or a number of seconds, minutes, hours, days or weeks, such as "10s", "1h", "7d"')
         return size
 
     @property
@@ -177,8 +186,7 @@ class WindowSection(_Section):
         """How long a window is."""
         if self.size == "all":
             return self.end - self.start
-        unit = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}[self.size[-1]]
-        return dt.timedelta(**{unit: int(self.size[:-1])})
+        return _time_of(self.size)
 
     def closed(self, now: dt.datetime) -> Iterator[tuple[dt.datetime, dt.datetime]]:
         """Yields the windows that are over at `now`, slack included, in order: told by this section and the clock alone."""
@@ -282,8 +290,16 @@ class KafkaSection(_Section):
     group: str | None = Field(None, min_length=1)
     consent: str | None = Field(None, min_length=1, max_length=249)
     dead_letters: str | None = Field(None, min_length=1, max_length=249)
+    recommendations: str | None = Field(None, min_length=1, max_length=249)
+    partitions: Positive = 3
+    retention: Duration = "14d"
     settle_seconds: float = Field(5.0, ge=0)
     allow_create_time: bool = False
+
+    @property
+    def retention_time(self) -> dt.timedelta:
+        """How long events and dead letters are kept."""
+        return _time_of(self.retention)
 
     @property
     def connection(self) -> kafka_client.Connection:

@@ -12,6 +12,7 @@ from dp_accounting import gaussian_mechanism
 
 from data import database, errors, ledger, store, tables
 from pipelines import config, contract, release
+from transforms.ingest import kafka_client
 from transforms.privacy import filter as privacy_filter
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ def run(job: config.Job) -> Path:
 
     Raises:
         errors.NothingThereError: there is no model yet.
+        kafka_client.KafkaError: the version is published, but its recommendations couldn't be sent to their topic.
     """
     kept = store.Store(job.job.store)
     model = kept.latest_model()
@@ -55,6 +57,7 @@ def run(job: config.Job) -> Path:
         job.publish.keep_versions,
     )
     log.info("published %s", version)
+    _send_recommendations(job, kept)
     return version
 
 
@@ -70,6 +73,25 @@ def is_due(job: config.Job) -> bool:
     except errors.NothingThereError:
         return True
     return release_ids[-1] != published[-1]["release_id"]
+
+
+def _send_recommendations(job: config.Job, kept: store.Store) -> None:
+    """Sends the current version's recommendations to the job's topic for them, a message an item: its key."""
+    if job.kafka is None or job.kafka.recommendations is None:
+        return
+    with database.connect(kept.path) as connection:
+        messages = connection.sql("""
+            select item_id, json_object(
+                'version', (select version from model_versions), 'item_id', item_id,
+                'recommended', list({item_id: recommended_item_id, rank: rank, score: score} order by rank)
+            )::varchar from recommendations group by item_id order by item_id
+        """).fetchall()
+    topic = job.kafka.recommendations
+    kafka_client.partitions(job.kafka.connection, topic, "WRITE")
+    with kafka_client.producer(job.kafka.connection) as producer:
+        for item_id, message in messages:
+            producer.send(topic, key=item_id.encode(), value=message.encode())
+    log.info("sent the recommendations of %d items to %s", len(messages), topic)
 
 
 def _read(model: Path, name: str, schema: pa.Schema) -> pa.Table:

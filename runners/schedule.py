@@ -64,6 +64,8 @@ class Cadence:
 def cadence(start: dt.datetime, size: dt.timedelta, slack: dt.timedelta) -> Cadence:
     """The longest of some minutes, an hour, a day and a week that is no longer than a window, soon after windows close.
 
+    Windows shorter than a minute are released some at a time.
+
     Args:
         start: of the first window, in UTC; window k ends at start + (k + 1) size.
         slack: after its end, until a window is closed.
@@ -72,7 +74,7 @@ def cadence(start: dt.datetime, size: dt.timedelta, slack: dt.timedelta) -> Cade
     if closes.second or closes.microsecond:
         closes = closes.replace(second=0, microsecond=0) + _MINUTE
     if size < _HOUR:
-        step = max(minutes for minutes in range(1, 60) if 60 % minutes == 0 and minutes * _MINUTE <= size)
+        step = max(minutes for minutes in range(1, 60) if 60 % minutes == 0 and minutes * _MINUTE <= max(size, _MINUTE))
         return Cadence(closes.minute % step, step)
     if size < _DAY:
         return Cadence(closes.minute)

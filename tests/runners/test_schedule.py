@@ -24,6 +24,7 @@ START = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)  # a Wednesday
 @pytest.mark.parametrize(
     ("size", "slack", "calendar", "fields"),
     [
+        ({"seconds": 10}, 0, "*-*-* *:00/1:00 UTC", "0-59/1 * *"),
         ({"minutes": 15}, 0, "*-*-* *:00/15:00 UTC", "0-59/15 * *"),
         ({"minutes": 15}, 181, "*-*-* *:04/15:00 UTC", "4-59/15 * *"),
         ({"minutes": 7}, 0, "*-*-* *:01/6:00 UTC", "1-59/6 * *"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import kafka
+import kafka.admin
 import kafka.errors
 
 from data import errors
@@ -184,6 +185,19 @@ def create_topic(connection: Connection, name: str, partitions: int, config: Map
         if error is not kafka.errors.NoError:
             raise explain(connection, error(f"topic {name!r}: {made['error_message'] or 'refused'}"))
         client.wait_for_topics([name])
+
+
+def topic_settings(connection: Connection, name: str) -> dict[str, str] | None:
+    """Returns a topic's settings by the broker's names, its defaults too; None: there is no such topic.
+
+    Raises:
+        KafkaError: the broker doesn't tell.
+    """
+    with admin(connection) as client:
+        if name not in client.list_topics():
+            return None
+        found = client.describe_configs([kafka.admin.ConfigResource("TOPIC", name)], config_filter="all")
+    return {key: setting["value"] for key, setting in found["topic"][name].items()}
 
 
 @contextlib.contextmanager
