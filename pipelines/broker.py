@@ -59,7 +59,9 @@ def init(job: config.Job) -> None:
 def topics(job: config.Job, kafka: config.KafkaSection) -> Iterator[Topic]:
     """Yields the topics that the job names."""
     times = {"message.timestamp.type": "CreateTime" if kafka.allow_create_time else "LogAppendTime"}
-    kept = {_RETENTION: str(kafka.retention_time // dt.timedelta(milliseconds=1))}
+    # By producers' times, events of long ago would be deleted at once.
+    retention = -1 if kafka.allow_create_time else kafka.retention_time // dt.timedelta(milliseconds=1)
+    kept = {_RETENTION: str(retention)}
     compacted = {"cleanup.policy": "compact"}
     for name, role, partitions, settings in (
         (job.source.topic, "events", kafka.partitions, {**times, **kept}),

@@ -89,8 +89,9 @@ def _send_recommendations(job: config.Job, kept: store.Store) -> None:
     topic = job.kafka.recommendations
     kafka_client.partitions(job.kafka.connection, topic, "WRITE")
     with kafka_client.producer(job.kafka.connection) as producer:
-        for item_id, message in messages:
-            producer.send(topic, key=item_id.encode(), value=message.encode())
+        kafka_client.send(
+            producer, topic, ({"key": item_id.encode(), "value": message.encode()} for item_id, message in messages)
+        )
     log.info("sent the recommendations of %d items to %s", len(messages), topic)
 
 

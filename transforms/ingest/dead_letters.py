@@ -54,11 +54,7 @@ def send(
         if _last_mark(connection, group, list(offsets)) >= mark:
             return 0
         client.begin_transaction()
-        sent = 0
-        for line in letters:
-            letter = json.loads(line)
-            client.send(topic, key=_bytes(letter["key"]), value=_bytes(letter["value"]), headers=_headers(letter))
-            sent += 1
+        sent = kafka_client.send(client, topic, map(_message, letters))
         client.send_offsets_to_transaction(offsets, group)
         client.commit_transaction()
     return sent
@@ -71,10 +67,15 @@ def _last_mark(connection: kafka_client.Connection, group: str, places: Sequence
     return max((found.metadata for found in committed if found is not None), default="")
 
 
-def _headers(letter: Mapping[str, Any]) -> list[tuple[str, bytes]]:
+def _message(line: str) -> dict[str, Any]:
+    letter = json.loads(line)
     topic, _, partition = letter["file"].rpartition("/")
     headers = {"reason": letter["reason"], "topic": topic, "partition": partition, "offset": str(letter["row"])}
-    return [(name, text.encode()) for name, text in headers.items()]
+    return {
+        "key": _bytes(letter["key"]),
+        "value": _bytes(letter["value"]),
+        "headers": [(name, text.encode()) for name, text in headers.items()],
+    }
 
 
 def _bytes(text: str | None) -> bytes | None:

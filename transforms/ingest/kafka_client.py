@@ -6,11 +6,12 @@ kafka-python answers most of what can go wrong with a timeout; the cause is in i
 import collections
 import contextlib
 import dataclasses
+import itertools
 import logging
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from data import errors
 SASL_MECHANISM = "SCRAM-SHA-512"
 TIMEOUT_SECONDS = 5
 """How long a broker may take to answer at all: to connect, or to tell of a topic."""
+_SEND_AT_ONCE = 10_000
 
 Security = Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]
 Operation = Literal["READ", "WRITE"]
@@ -122,6 +124,26 @@ def producer(connection: Connection, **more: Any) -> Iterator[kafka.KafkaProduce
             client.flush()
         finally:
             client.close(timeout=0)
+
+
+def send(client: kafka.KafkaProducer, topic: str, messages: Iterable[Mapping[str, Any]]) -> int:
+    """Sends messages and waits until the broker has them all; returns how many.
+
+    Args:
+        messages: what kafka-python's `send` takes beside the topic.
+
+    Raises:
+        kafka.errors.KafkaError: why one of them was refused.
+    """
+    sent = 0
+    given = iter(messages)
+    # The client's own buffer has no bound.
+    while futures := [client.send(topic, **message) for message in itertools.islice(given, _SEND_AT_ONCE)]:
+        client.flush()
+        for future in futures:
+            future.get(timeout=0)
+        sent += len(futures)
+    return sent
 
 
 @contextlib.contextmanager

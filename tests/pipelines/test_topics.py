@@ -1,0 +1,317 @@
+"""Jobs over a real topic: what counts, what is late, who has opted out, where malformed messages go."""
+
+import datetime as dt
+import json
+import random
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from data import database, errors, store, tables
+from pipelines import broker as job_topics
+from pipelines import cli, config, release
+from tests.pipelines import example, topics
+from tests.pipelines.example import charges, published, view
+from transforms.ingest import dead_letters, kafka_client
+from transforms.privacy import noise
+
+BAD = [b"\xff\xfe", b"", b"{", b'{"item_id": "a", "event_time": "2025-01-10"}', b'{"privacy_id": "u", "item_id": "a"}']
+
+
+@pytest.fixture(autouse=True)
+def without_noise(monkeypatch):
+    """The exact integers before noise; those of counts are rounded, and their noise is far below one."""
+    monkeypatch.setattr(noise, "draw", lambda source, size, noise_sd, grid_bits: np.zeros(size, np.int64))
+
+
+def figures(job: config.Job) -> list[dict]:
+    """Of each release in the job's store, in order, its counts above zero and its pairs, by key."""
+    kept, found = store.Store(job.job.store), []
+    for manifest in published(job):
+        items = kept.read_table(manifest, "items", tables.ITEMS).sort_by("position")["item_id"].to_pylist()
+        counts = kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
+        pairs = kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS).to_pylist()
+        found.append(
+            {(row["item_id"], row["event_type"]): (row["users"], row["events"]) for row in counts if row["users"]}
+            | {tuple(sorted((items[row["row"]], items[row["col"]]))): row["value"] for row in pairs if row["value"]}
+        )
+    return found
+
+
+def outcomes(job: config.Job) -> list[dict[str, int]]:
+    """What became of the messages of each release, in order."""
+    kept = store.Store(job.job.store)
+    return [kept.run_record(charge["attempt"])["outcomes"] for charge in charges(job)]
+
+
+def until(day: int, hour: int = 0) -> dt.datetime:
+    return dt.datetime(2025, 1, day, hour, tzinfo=dt.UTC)
+
+
+def lines(n: int = 3000) -> list[str]:
+    """Four days of events with repeats, out of order, some late, far too early or in the future; bounds bind."""
+    chosen = random.Random(7)
+    found = []
+    for i in range(n):
+        time_ = dt.datetime(2025, 1, 1) + dt.timedelta(minutes=chosen.randrange(4 * 24 * 60))
+        delay = chosen.choice([0, 60, 3000, 3600, 7000, 20_000, 100_000, -200, -400])
+        event = view(
+            f"u{chosen.randrange(40)}",
+            chosen.choice("aaabbcd"),
+            f"e{chosen.randrange(n)}",
+            time_.isoformat(),
+            (time_ + dt.timedelta(seconds=delay)).isoformat(),
+            chosen.choice(["view", "buy"]),
+        )
+        found += [event] * (1 + (i % 5 == 0))
+    return found
+
+
+DAYS = ["--window.size=1d", "--window.budget_share=0.05", "--window.slack_seconds=3600"]
+
+
+@pytest.mark.parametrize("flags", [DAYS, DAYS[2:]], ids=["windows", "one window"])
+def test_the_same_events_from_a_file_and_from_a_topic_have_the_same_figures(broker, tmp_path, flags):
+    by_file = example.load(example.write_job(tmp_path / "file", lines()), *flags)
+    (tmp_path / "topic").mkdir()
+    shutil.copy(tmp_path / "file" / "pseudonym.key", tmp_path / "topic")
+    path, topic = topics.write_job(tmp_path / "topic", broker)
+    by_topic = topics.load(path, *flags)
+    topics.send(broker, topic, map(topics.message, lines()))
+    for job in (by_file, by_topic):
+        if job.window.size == "all":
+            release.run(job)
+        else:
+            list(release.run_until(job, until(5, 1)))
+    assert figures(by_topic) == figures(by_file)
+    assert len(figures(by_topic)) == (1 if by_topic.window.size == "all" else 4)
+
+
+def test_nobody_moves_what_others_count_for(broker, tmp_path):
+    """By copied event ids, events far in the past and the future, repeats, and nonsense."""
+    others = [view(f"u{i}", "abcd"[i % 4], f"e{i}", "2025-01-02T12:00", "2025-01-02T12:00") for i in range(40)]
+    attack = [
+        *(view("eve", item, f"e{i}", time, "2025-01-02T11:00") for i, (item, time) in enumerate(EVE)),
+        *(view("eve", "a", f"e{i}", "2025-01-02T12:00", "2025-01-02T12:00") for i in range(40)),
+    ]
+    found = []
+    for name, sent in (("without", others), ("with", [*attack, *others, *attack])):
+        path, topic = topics.write_job(tmp_path / name, broker)
+        job = topics.load(path, *DAYS)
+        nonsense = [{"value": b"eve", "timestamp_ms": topics.milliseconds(time)} for _, time in EVE[1:4]] * (name == "with")
+        topics.send(broker, topic, [*nonsense, *map(topics.message, sent)])
+        list(release.run_until(job, until(3, 1)))
+        found.append(figures(job)[1])
+    without, attacked = found
+    eves = {("a", "view"): (1, 2), ("a", "a"): 1.0}
+    assert {key: value for key, value in attacked.items() if key not in eves} == {
+        key: value for key, value in without.items() if key not in eves
+    }
+    for key, share in eves.items():
+        assert np.all(np.abs(np.subtract(attacked[key], without[key])) <= share)
+
+
+EVE = [("a", "0001-01-05"), ("b", "1970-01-02"), ("c", "2025-01-01T23:59:59"), ("d", "2025-01-03"), ("a", "9999-12-29")]
+"""What Eve says that she did, and when."""
+
+
+def test_malformed_messages_go_to_their_topic_each_once_as_they_came(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    for day in (1, 2, 3):
+        arrived = topics.milliseconds(f"2025-01-0{day}T12:00")
+        topics.send(broker, topic, [{"value": bad, "key": b"k", "timestamp_ms": arrived + i} for i, bad in enumerate(BAD)])
+        list(release.run_until(job, until(day + 1, 1)))
+    letters = topics.read(broker, f"{topic}.dead")
+    sent = {(record.partition, record.offset): record.value for record in topics.read(broker, topic)}
+    found = [(dict(letter.headers), letter.key, letter.value) for letter in letters]
+    places = [(int(headers["partition"]), int(headers["offset"])) for headers, _, _ in found]
+    assert sorted(places) == sorted(sent)
+    assert all(value == sent[place] and key == b"k" for place, (_, key, value) in zip(places, found, strict=True))
+    assert {headers["topic"] for headers, _, _ in found} == {topic.encode()}
+    reasons = {value: headers["reason"].decode() for headers, _, value in found}
+    assert list(map(reasons.get, BAD)) == [
+        "not UTF-8",
+        "not a JSON object",
+        "not a JSON object",
+        "privacy_id is missing",
+        "event_time is missing",
+    ]
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_letters_of_a_run_that_crashed_are_sent_once_by_the_next(broker, tmp_path, monkeypatch, step):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    topics.send(broker, topic, [{"value": b"{", "timestamp_ms": topics.milliseconds("2025-01-01T12:00")}])
+    send = dead_letters.send
+
+    def crash(*arguments):
+        if step == "after":
+            send(*arguments)
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as crashing:
+        crashing.setattr(dead_letters, "send", crash)
+        with pytest.raises(ZeroDivisionError):
+            list(release.run_until(job, until(2, 1)))
+    assert len(published(job)) == 1
+    for _ in range(2):
+        list(release.run_until(job, until(2, 1)))
+    assert len(topics.read(broker, f"{topic}.dead")) == 1
+
+
+def test_late_events_are_counted_once_each_and_count_for_nothing(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    arrivals = ["2025-01-02T00:59:59", "2025-01-02T01:00:01", "2025-01-02T23:00", "2025-01-03T00:30", "2025-01-03T01:30"]
+    topics.send(
+        broker, topic, (topics.message(view("ann", "a", str(i), "2025-01-01T12:00", at)) for i, at in enumerate(arrivals))
+    )
+    list(release.run_until(job, until(4, 1)))
+    assert [found.get("late", 0) for found in outcomes(job)] == [0, 3, 1]
+    assert [found.get(("a", "view")) for found in figures(job)] == [(1, 1), None, None]
+
+
+OPT_OUT = b'{"opted_out": true}'
+
+
+def test_an_opt_out_takes_effect_in_every_window_not_yet_released(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    sent = [view(user, "a", "", f"2025-01-0{day}T12:00", f"2025-01-0{day}T12:00") for user in ("ann", "bob") for day in (1, 2)]
+    topics.send(broker, topic, map(topics.message, sent))
+    list(release.run_until(job, until(2, 1)))
+    topics.send(broker, f"{topic}.consent", [{"key": b"ann", "value": OPT_OUT}])
+    list(release.run_until(job, until(3, 1)))
+    assert [found[("a", "view")] for found in figures(job)] == [(2, 2), (1, 1)]
+
+
+def test_a_statement_that_names_nobody_stops_the_job_unspent(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    topics.send(broker, topic + ".consent", [{"key": b"\xff", "value": OPT_OUT}])
+    with pytest.raises(kafka_client.KafkaError, match="names nobody"):
+        list(release.run_until(job, until(2, 1)))
+    assert charges(job) == []
+
+
+def test_what_an_aborted_transaction_sent_counts_for_nothing(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    with kafka_client.producer(topics.connection(broker), transactional_id=topic) as producer:
+        producer.init_transactions()
+        for item, ends in (("a", producer.abort_transaction), ("b", producer.commit_transaction)):
+            producer.begin_transaction()
+            for i in range(100):
+                producer.send(topic, **topics.message(view(f"u{i}", item, "", "2025-01-01T12:00", "2025-01-01T12:00")))
+            producer.flush()
+            ends()
+    list(release.run_until(job, until(2, 1)))
+    assert {key for key in figures(job)[0] if key[1] == "view"} == {("b", "view")}
+
+
+def test_a_key_can_be_the_privacy_id(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS, "--source.columns.privacy_id", "__key")
+    sent = topics.message(view("", "a", "", "2025-01-01T12:00", "2025-01-01T12:00"))
+    topics.send(broker, topic, ({**sent, "key": key} for key in (b"ann", b"bob", b"bob", b"\xff", None)))
+    list(release.run_until(job, until(2, 1)))
+    assert figures(job)[0][("a", "view")] == (2, 3)
+    assert outcomes(job)[0] == {"ok": 3, "not UTF-8": 1, "privacy_id is missing": 1}
+
+
+def test_windows_follow_the_brokers_clock(broker, tmp_path):
+    """What was sent in a window is in that one, whatever time its producer gave it."""
+    start = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    end = start + dt.timedelta(seconds=6)
+    path, topic = topics.write_job(tmp_path, broker, create_time=False)
+    flags = ["--window.size=2s", "--window.budget_share=0.05", "--window.slack_seconds=1"]
+    job = topics.load(path, *flags, f"--window.start={start.isoformat()}", f"--window.end={end.isoformat()}")
+    sent = []
+    while (now := dt.datetime.now(dt.UTC)) < end:
+        topics.send(broker, topic, [topics.message(view(f"u{len(sent)}", "a", "", now.isoformat()[:-6], "2001-01-01"))])
+        sent.append((now - start).seconds // 2)
+        time.sleep(0.3)
+    time.sleep(1.1)
+    list(release.run_until(job, dt.datetime.now(dt.UTC)))
+    assert [found[("a", "view")] for found in figures(job)] == [(sent.count(i), sent.count(i)) for i in range(3)]
+
+
+def test_producers_times_are_refused(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    topics.send(broker, topic, [topics.message(view("ann", "a", "", "2025-01-01T12:00", "2025-01-01T12:00"))])
+    strict = job.model_copy(update={"kafka": job.kafka.model_copy(update={"allow_create_time": False})})
+    with pytest.raises(kafka_client.KafkaError, match="have their producers' times"):
+        list(release.run_until(strict, until(2, 1)))
+    assert charges(job) == []
+
+
+def test_a_published_version_is_sent_item_by_item(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    topics.load(path, *DAYS)
+    sent = [view(f"u{i}", item, "", "2025-01-01T12:00", "2025-01-01T12:00") for i in range(30) for item in "abc"]
+    topics.send(broker, topic, map(topics.message, sent))
+    assert cli.main(["run", str(path), "--until", "2025-01-02T01:00", *DAYS]) == 0
+    messages = {record.key.decode(): json.loads(record.value) for record in topics.read(broker, f"{topic}.recommendations")}
+    with database.connect(tmp_path / "store") as connection:
+        rows = connection.sql("select item_id, recommended_item_id, rank, score from recommendations").fetchall()
+    told = {
+        (item, each["item_id"], each["rank"], each["score"])
+        for item, given in messages.items()
+        for each in given["recommended"]
+    }
+    assert told == set(rows)
+    assert {(item, given["item_id"], given["version"]) for item, given in messages.items()} == {
+        (item, item, 1) for item in messages
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--kafka.bootstrap=127.0.0.1:1"], "no broker answers"),
+        (["--source.topic=nothing"], "there is no topic 'nothing'"),
+        (["--kafka.consent=nothing"], "there is no topic 'nothing'"),
+    ],
+)
+def test_what_can_not_be_reached_is_told_within_ten_seconds_and_unspent(broker, tmp_path, capsys, flags, message):
+    path, _ = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    start = time.monotonic()
+    assert cli.main(["run", str(path), "--until", "2025-01-02T01:00", *DAYS, *flags]) == errors.BadInputError.exit_code
+    assert time.monotonic() - start < 10
+    assert message in capsys.readouterr().err
+    assert charges(job) == []
+
+
+def test_topics_are_made_as_the_job_needs_them_and_made_once(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker, create_time=False)
+    job = topics.load(path, "--kafka.partitions=2", "--kafka.retention=3d")
+    job_topics.init(job)
+    connection = topics.connection(broker)
+    settings = {name: kafka_client.topic_settings(connection, topic + name) for name in ("", ".dead", ".consent")}
+    assert settings[""]["message.timestamp.type"] == settings[".consent"]["message.timestamp.type"] == "LogAppendTime"
+    assert settings[""]["retention.ms"] == settings[".dead"]["retention.ms"] == str(3 * 86_400_000)
+    assert settings[".consent"]["cleanup.policy"] == "compact"
+    assert kafka_client.partitions(connection, topic, "READ") == [0, 1]
+
+
+def test_topics_that_are_there_and_do_not_do_are_named(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path)
+    strict = job.model_copy(update={"kafka": job.kafka.model_copy(update={"allow_create_time": False})})
+    with pytest.raises(config.JobFileError, match=rf"{topic} \(events\) has message.timestamp.type = CreateTime"):
+        job_topics.init(strict)
+
+
+def test_a_retention_too_short_for_a_window_is_told(broker, tmp_path, caplog):
+    path, _ = topics.write_job(tmp_path, broker)
+    topics.load(path, *DAYS, "--kafka.retention=25h")
+    assert "shorter than the 1 day, 1:05:00" in caplog.text
+    caplog.clear()
+    topics.load(path, *DAYS, "--kafka.retention=26h")
+    assert caplog.text == ""
