@@ -205,8 +205,9 @@ def _schedule(arguments: argparse.Namespace, flags: list[str]) -> None:
     job, _ = config.load(arguments.job, flags)
     if job.window.size == "all":
         raise config.JobFileError('window.size = "all": a schedule is for jobs with windows that follow one another.')
-    slack = dt.timedelta(seconds=job.window.slack_seconds) + job.settling
-    times = schedule.cadence(job.window.start, job.window.duration, slack)
+    window = job.window
+    # Windows of which each starts a step after the one before end a step after one another too.
+    times = schedule.cadence(window.start + window.duration - window.step, window.step, window.slack + job.settling)
     command = [sys.executable, "-m", "pipelines.cli", "run", str(arguments.job.absolute()), "--until", "now", *flags]
     if arguments.foreground:
         schedule.run(times, command)

@@ -167,6 +167,7 @@ class WindowSection(_Section):
     """[window]: which events one release reads: those in [start, end), or in each window of `size` between them, in UTC."""
 
     size: str = "all"
+    every: Duration | None = None
     start: dt.datetime
     end: dt.datetime
     slack_seconds: float = Field(0.0, ge=0)
@@ -188,12 +189,22 @@ class WindowSection(_Section):
             return self.end - self.start
         return _time_of(self.size)
 
+    @property
+    def step(self) -> dt.timedelta:
+        """From the start of a window to that of the next."""
+        return self.duration if self.every is None else _time_of(self.every)
+
+    @property
+    def slack(self) -> dt.timedelta:
+        """How much later than its window's end an event may arrive."""
+        return dt.timedelta(seconds=self.slack_seconds)
+
     def closed(self, now: dt.datetime) -> Iterator[tuple[dt.datetime, dt.datetime]]:
         """Yields the windows that are over at `now`, slack included, in order: told by this section and the clock alone."""
         start, duration = self.start, self.duration
-        while start + duration <= self.end and start + duration + dt.timedelta(seconds=self.slack_seconds) <= now:
+        while start + duration <= self.end and start + duration + self.slack <= now:
             yield start, start + duration
-            start += duration
+            start += self.step
 
     @pydantic.field_validator("start", "end", mode="before")
     @classmethod
@@ -208,7 +219,11 @@ class WindowSection(_Section):
         return utc(time)
 
     @pydantic.model_validator(mode="after")
-    def _book_of_windows(self) -> "WindowSection":
+    def _windows_that_fit(self) -> "WindowSection":
+        if self.every is not None and (self.size == "all" or self.step > self.duration):
+            raise ValueError(f"every = {self.every!r} must not be longer than size = {self.size!r}: some events had no window")
+        if self.every is not None and self.max_windows_contributed:
+            raise ValueError("every: sliding windows have no contribution book yet: leave max_windows_contributed out")
         if self.max_windows_contributed and self.size == "all":
             raise ValueError('max_windows_contributed is for windows that follow one another; size = "all" is one window')
         if self.min_separation > 1 and not self.max_windows_contributed:

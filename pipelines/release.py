@@ -137,6 +137,7 @@ def settings(job: config.Job) -> dict[str, Any]:
             if job.window.max_windows_contributed
             else {}
         ),
+        **({"window.every": job.window.every} if job.window.every else {}),
         **{
             f"source.{key}": getattr(job.source, key)
             for key in ("columns", "event_types", "time_unit", "min_value", "weigh_by_value", "max_skew_seconds")
@@ -249,13 +250,13 @@ def run(
     beam_flags: Sequence[str] = (),
     allow_another: bool = False,
     span: tuple[dt.datetime, dt.datetime] | None = None,
-    follows_another: bool = False,
+    seen_until: dt.datetime | None = None,
 ) -> Path:
     """Runs the release job, or finds that it was done before; returns the published release's path.
 
     Args:
         span: as `plan`.
-        follows_another: as `source.find`.
+        seen_until: as `source.find`.
 
     Raises:
         ledger.BudgetRefusedError: the contract doesn't let it through.
@@ -265,7 +266,7 @@ def run(
     """
     account = contract.open_ledger(job)
     with _leased(job, account) as (kept, held):
-        path = _run(job, account, kept, held, beam_flags, allow_another, span, follows_another)
+        path = _run(job, account, kept, held, beam_flags, allow_another, span, seen_until)
         source.deliver(job, kept, account.releases(job.job.data_set))
         return path
 
@@ -285,11 +286,13 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
     }
     for release_id in done.values():
         _shown(store.Store(job.job.store), release_id)
+    seen_until = None
     for start, end in job.window.closed(until - job.settling):
         if (start.isoformat(), end.isoformat()) not in done:
             window = job.window.model_copy(update={"start": start, "end": end})
             one = job.model_copy(update={"window": window})
-            yield run(one, beam_flags, span=_span(job, start), follows_another=start > job.window.start)
+            yield run(one, beam_flags, span=_span(job, start), seen_until=seen_until)
+        seen_until = end + job.window.slack
 
 
 def _span(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
@@ -361,14 +364,14 @@ def _run(
     beam_flags: Sequence[str],
     allow_another: bool,
     span: tuple[dt.datetime, dt.datetime] | None,
-    follows_another: bool,
+    seen_until: dt.datetime | None,
 ) -> Path:
     kept.check(account.releases())
     public = load_catalogue(job)
     _check_memory(job, public)
     planned = plan(job, public, span)
     found_events = source.find(
-        job, planned.now, None if public is None else public.table["item_id"].combine_chunks(), follows_another
+        job, planned.now, None if public is None else public.table["item_id"].combine_chunks(), seen_until
     )
     key = found_events.reader.decoding.key
     # A window stays closed, whatever comes since.

@@ -30,18 +30,18 @@ class Source(NamedTuple):
     digests: dict[str, str]
 
 
-def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, follows_another: bool) -> Source:
+def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, seen_until: dt.datetime | None) -> Source:
     """Finds the events of the job's window.
 
     Args:
         now: the job's clock.
         catalogue_ids: the only items there are; None: any.
-        follows_another: the window before is one of the job's too.
+        seen_until: to what arrived by then the source was read for the job's window before; None: there is none.
 
     Raises:
         sources.SourceError, kafka_client.KafkaError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
     """
-    rules = event_rules(job, now, follows_another)
+    rules = event_rules(job, now, seen_until)
     decoding = events.Decoding(
         rules,
         pseudonym.read_key(job.privacy.key_file),
@@ -50,14 +50,14 @@ def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, foll
         [name for name in bounding.BUCKET_EVENTS.names if name != "value" or job.source.weigh_by_value],
     )
     if job.source.kind == "kafka":
-        return _topic(job, decoding, now)
+        return _topic(job, decoding, now, seen_until)
     fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
     # Of one window of many, the files say nothing.
     digests = sources.digests(fragments) if job.window.size == "all" else {}
     return Source(fragments, events.ReadAndDecode(decoding), sum(fragment.rows for fragment in fragments), digests)
 
 
-def _topic(job: config.Job, decoding: events.Decoding, now: dt.datetime) -> Source:
+def _topic(job: config.Job, decoding: events.Decoding, now: dt.datetime, seen_until: dt.datetime | None) -> Source:
     source, rules, kafka = job.source, decoding.rules, job.kafka
     if kafka is None or source.topic is None:
         raise ValueError("Source: a job from Kafka has a broker and a topic.")
@@ -67,7 +67,7 @@ def _topic(job: config.Job, decoding: events.Decoding, now: dt.datetime) -> Sour
         source.topic,
         since=rules.window_start - dt.timedelta(seconds=rules.max_skew_seconds),
         until=min(rules.window_end + slack, now),
-        new_since=rules.window_start + slack if rules.follows_another else None,
+        new_since=seen_until,
         allow_create_time=kafka.allow_create_time,
     )
     columns = [name for name in rules.source_columns if name not in (topics.ARRIVAL, topics.KEY)]
@@ -110,7 +110,7 @@ def deliver(job: config.Job, kept: store.Store, releases: Sequence[Mapping[str, 
             log.info("sent %d dead letters to %s", sent, job.kafka.dead_letters)
 
 
-def event_rules(job: config.Job, now: dt.datetime, follows_another: bool = False) -> decode.EventRules:
+def event_rules(job: config.Job, now: dt.datetime, seen_until: dt.datetime | None = None) -> decode.EventRules:
     """The job file's [source] and [window] as rules for one row."""
     source, is_topic = job.source, job.source.kind == "kafka"
     return decode.EventRules(
@@ -125,7 +125,8 @@ def event_rules(job: config.Job, now: dt.datetime, follows_another: bool = False
         weigh_by_value=source.weigh_by_value,
         max_skew_seconds=source.max_skew_seconds,
         slack_seconds=job.window.slack_seconds,
-        follows_another=follows_another and is_topic,
+        # Files are read whole for each window, and each counts its own late events.
+        seen_until=seen_until if is_topic else None,
     )
 
 

@@ -84,6 +84,7 @@ def test_a_least_job_file_gets_the_defaults(path):
         },
         "window": {
             "size": "all",
+            "every": None,
             "start": dt.datetime(2025, 1, 1, tzinfo=dt.UTC),
             "end": dt.datetime(2025, 2, 1, tzinfo=dt.UTC),
             "slack_seconds": 0.0,
@@ -243,6 +244,13 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
         pytest.param(["--source.paths", "a.csv"], r"source\.paths = 'a\.csv': .* valid list", id="text for a list"),
         pytest.param(["--source.paths", "[]"], r"source: .* the other kinds need paths", id="no paths"),
         pytest.param(["--source.kind", "xml"], r"source\.kind = 'xml': .* 'parquet', 'csv', 'jsonl' or 'kafka'", id="kind"),
+        pytest.param(["--window.every", "1d"], r"every = .1d. must not be longer than size = .all.", id="sliding over all"),
+        pytest.param(["--window.size=1d", "--window.every=2d"], r"every = .2d. must not be longer", id="gaps between windows"),
+        pytest.param(
+            ["--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2"],
+            "no contribution book",
+            id="sliding",
+        ),
         pytest.param(["--source.kind", "kafka"], r'source: kind = "kafka" needs topic and no paths', id="paths of a topic"),
         pytest.param(["--source.topic", "events"], r'source: kind = "kafka" needs topic and no paths', id="topic of files"),
         pytest.param(

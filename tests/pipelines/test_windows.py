@@ -42,6 +42,17 @@ def test_a_window_holds_its_own_events_and_an_empty_one_is_released_and_charged(
     assert found == [{("a", "view"), ("b", "view")}, set(), {("c", "view")}]
 
 
+def test_sliding_windows_have_an_event_each_that_it_fits_and_are_charged_each(tmp_path):
+    job = load(write_job(tmp_path, EVENTS), "--window.size=2d", "--window.every=1d", "--window.budget_share=0.25")
+    list(release.run_until(job, until(5)))
+    found = []
+    for manifest in published(job):
+        counts = store.Store(job.job.store).read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
+        found.append({row["item_id"] for row in counts if row["users"]})
+    assert found == [{"a", "b"}, {"c"}, {"c"}]
+    assert days(job) == ["01", "02", "03"]
+
+
 def test_a_closed_window_stays_closed_whatever_arrives_later(tmp_path):
     path = write_job(tmp_path, EVENTS)
     list(release.run_until(load(path, *FLAGS), until(2)))

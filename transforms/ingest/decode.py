@@ -59,8 +59,8 @@ class EventRules:
         weigh_by_value: an event's weight is also multiplied by its value, which must be positive.
         max_skew_seconds: an event later than its arrival by more is malformed.
         slack_seconds: an event that arrives later than its window's end by more is late.
-        follows_another: the source was read before, up to this window's start and slack: what came since and is of a window
-            before is late.
+        seen_until: the source was read before, for the window before, to what arrived by then: what came since and is of
+            windows before this one is late.
     """
 
     columns: Mapping[str, str]
@@ -74,7 +74,7 @@ class EventRules:
     weigh_by_value: bool = False
     max_skew_seconds: float = 300.0
     slack_seconds: float = 0.0
-    follows_another: bool = False
+    seen_until: dt.datetime | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in events.REQUIRED if name not in self.columns]
@@ -299,8 +299,8 @@ def _outcome(rules: EventRules) -> tuple[str, list[str]]:
         ("has_other_item", "item_id is not in the catalogue"),
     ]
     start, end = _timestamp(rules.window_start), _timestamp(rules.window_end)
-    if rules.follows_another:
-        tests.append((f"event_time < {start} and arrival_time > {start} + {slack}", _LATE))
+    if rules.seen_until is not None:
+        tests.append((f"event_time < {start} and arrival_time > {_timestamp(rules.seen_until)}", _LATE))
     tests += [
         (f"event_time < {start} or event_time >= {end}", "outside the window"),
         (f"arrival_time > {end} + {slack}", _LATE),
