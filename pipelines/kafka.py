@@ -36,7 +36,7 @@ def up(directory: Path, port: int | None, secure: bool) -> list[str]:
             broker.port = port or broker.port or PORT
             broker.start()
             log.info("Kafka %s is up at %s, in %s", kafka.VERSION, broker.bootstrap, broker.directory)
-    except kafka.BrokerError as error:
+    except (kafka.BrokerError, OSError) as error:
         raise errors.BadInputError(f"kafka: {error}") from error
     settings = {"bootstrap": broker.bootstrap}
     if broker.secure:
@@ -58,7 +58,7 @@ def down(directory: Path) -> None:
     """
     try:
         was_running = kafka.Broker(directory).stop()
-    except kafka.BrokerError as error:
+    except (kafka.BrokerError, OSError) as error:
         raise errors.BadInputError(f"kafka: {error}") from error
     log.info("Kafka is down; its data stay in %s" if was_running else "no Kafka is running in %s", directory)
 

@@ -14,6 +14,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -192,6 +193,9 @@ class Broker:
 
     def __post_init__(self) -> None:
         self.directory = self.directory.absolute()
+        for user in self.users:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
+                raise BrokerError(f"user {user!r}: a name has letters, digits, _ and - alone.")
         if not (self.directory / "settings.json").exists():
             return
         earlier = json.loads((self.directory / "settings.json").read_text(encoding="utf-8"))
@@ -375,8 +379,9 @@ class Broker:
             for wanted in (self.port or 0, 0):
                 try:
                     listener = stack.enter_context(socket.create_server((_HOST, wanted)))
-                except OSError as error:
-                    raise BrokerError(f"port {wanted} can't be used ({error.strerror}): choose another.") from error
+                except (OSError, OverflowError) as error:
+                    reason = error.strerror if isinstance(error, OSError) else "not in 0..65535"
+                    raise BrokerError(f"port {wanted} can't be used ({reason}): choose another.") from error
                 ports.append(listener.getsockname()[1])
         self.port = ports[0]
         return ports[1]

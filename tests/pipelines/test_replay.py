@@ -189,13 +189,13 @@ def test_a_broker_that_stamps_by_itself_is_named(file, plain):
 
 
 def test_speed_is_kept(file, plain):
-    start = time.monotonic()
+    start = time.time()
     # The last comes 3999 seconds after the first.
     replay.run(replay.Replay(files=[file], topic="fast", create=1, speed=2000), plain)
-    assert 2 <= time.monotonic() - start < 4
-    stamps = [record.timestamp for record in read(plain, "fast")]
-    for share in (0.25, 0.5, 0.75):
-        assert abs((stamps[int(EVENTS * share)] - stamps[0]) / 1000 - 2 * share) < 0.5
+    stamps = [record.timestamp / 1000 - start for record in read(plain, "fast")]
+    for number in range(0, EVENTS, 500):
+        # Never early; late by as much as a busy machine takes.
+        assert number / 2000 <= stamps[number] + 0.002 < number / 2000 + 5
 
 
 @pytest.mark.parametrize(

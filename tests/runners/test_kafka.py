@@ -65,6 +65,13 @@ def test_a_port_that_is_taken_is_an_error(kafka_jars, tmp_path):
             kafka.Broker(tmp_path, port).start()
 
 
+def test_a_port_beyond_all_and_a_strange_user_are_errors(kafka_jars, tmp_path):
+    with pytest.raises(kafka.BrokerError, match="port 70000 can't be used"):
+        kafka.Broker(tmp_path, 70_000).start()
+    with pytest.raises(kafka.BrokerError, match="user 'a=b'"):
+        kafka.Broker(tmp_path, users=("a=b",))
+
+
 @pytest.mark.parametrize("number", [os.getpid(), 2**22 + 1, "no number"], ids=["another program's", "gone", "damaged"])
 def test_a_stale_process_number_stops_nothing(tmp_path, number):
     (tmp_path / "broker.pid").write_text(f"{number}\n")

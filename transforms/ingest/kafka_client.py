@@ -117,7 +117,10 @@ def consumer(connection: Connection, **more: Any) -> Iterator[kafka.KafkaConsume
 
 @contextlib.contextmanager
 def producer(connection: Connection, **more: Any) -> Iterator[kafka.KafkaProducer]:
-    """An idempotent producer, acks from all; what was sent is delivered on leaving. `more`, errors: as `consumer`."""
+    """An idempotent producer, acks from all. `more`, errors: as `consumer`.
+
+    On leaving, each message is delivered or its future says why not.
+    """
     given = {"acks": "all", "compression_type": "lz4", "allow_auto_create_topics": False, **more}
     with explained(connection):
         client = kafka.KafkaProducer(**options(connection), **given)
