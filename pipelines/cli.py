@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("sottovoce: interrupted. What was reserved stays charged; the same job run again uses it.", file=sys.stderr)
+        charged = " What was reserved stays charged; the same job run again uses it."
+        print(f"sottovoce: interrupted.{charged if hasattr(arguments, 'job') else ''}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -97,7 +98,51 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--items", type=int, default=5_000)
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(command=_synth)
+    _add_kafka(commands.add_parser("kafka", help="a Kafka broker on this machine, for trials", allow_abbrev=False))
+    _add_replay(commands.add_parser("replay", help="send files of events to a Kafka topic", allow_abbrev=False))
     return parser
+
+
+def _add_kafka(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, text in (
+        ("up", "start it in the background, and print how a job file reaches it"),
+        ("down", "stop it; its data stay"),
+    ):
+        kafka = actions.add_parser(name, help=text, allow_abbrev=False)
+        kafka.add_argument("--directory", type=Path, help="its data, log and passwords; default: in your state directory")
+        if name == "up":
+            kafka.add_argument("--port", type=int, help="default: as before, or 9092")
+            kafka.add_argument("--secure", action="store_true", help="with TLS, a login (SCRAM-SHA-512) and ACLs")
+        kafka.set_defaults(command=_kafka, action=name)
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="Parquet, CSV or JSON lines (.jsonl)")
+    parser.add_argument("--topic", required=True)
+    parser.add_argument("--create", type=int, default=0, metavar="PARTITIONS", help="make the topic if it isn't there")
+    parser.add_argument("--time-column", default="event_time", metavar="COLUMN")
+    parser.add_argument("--key", metavar="COLUMN", help="the messages' key; default: none, and any partition")
+    parser.add_argument(
+        "--speed", type=_speed, default=0.0, help="seconds of events in one second; default: max, the same as 0"
+    )
+    parser.add_argument("--disorder", type=float, default=0.0, metavar="SECONDS", help="events arrive up to so much late")
+    parser.add_argument("--repeats", type=float, default=0.0, metavar="SHARE", help="of the events are sent twice")
+    parser.add_argument(
+        "--malformed", type=float, default=0.0, metavar="SHARE", help="of messages that are no JSON, beside them"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--as-arrival", action="store_true", help="stamp messages with their simulated arrival (CreateTime)")
+    parser.add_argument("--bootstrap", required=True, metavar="HOST:PORT")
+    parser.add_argument("--security", choices=("plaintext", "ssl", "sasl_plaintext", "sasl_ssl"), default="plaintext")
+    parser.add_argument("--ca-file", type=Path, help="PEM; default: the system's authorities")
+    parser.add_argument("--username")
+    parser.add_argument("--password-file", type=Path)
+    parser.set_defaults(command=_replay)
+
+
+def _speed(text: str) -> float:
+    return 0.0 if text == "max" else float(text)
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
@@ -263,6 +308,41 @@ def _synth(arguments: argparse.Namespace, flags: list[str]) -> None:
     synth.run(arguments.directory, arguments.users, arguments.items, arguments.seed)
 
 
+def _kafka(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import kafka
+
+    directory = arguments.directory or kafka.default_directory()
+    if arguments.action == "up":
+        print("\n".join(kafka.up(directory, arguments.port, arguments.secure)))
+    else:
+        kafka.down(directory)
+
+
+def _replay(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import replay
+    from transforms.ingest import kafka_client
+
+    connection = kafka_client.Connection(
+        arguments.bootstrap, arguments.security, arguments.ca_file, arguments.username, arguments.password_file
+    )
+    replay.run(
+        replay.Replay(
+            files=tuple(arguments.files),
+            topic=arguments.topic,
+            time_column=arguments.time_column,
+            key=arguments.key,
+            speed=arguments.speed,
+            disorder_seconds=arguments.disorder,
+            repeats=arguments.repeats,
+            malformed=arguments.malformed,
+            seed=arguments.seed,
+            as_arrival=arguments.as_arrival,
+            create=arguments.create,
+        ),
+        connection,
+    )
+
+
 def _state_file() -> Path:
     return state.directory() / "last_store"
 
@@ -282,6 +362,8 @@ def _remembered() -> Path:
 def _show_progress() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    # What kafka-python has to say comes as an error of ours.
+    handler.addFilter(lambda record: not record.name.startswith("kafka."))
     logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
     for room in ("data", "transforms", "models", "runners", "pipelines"):
         logging.getLogger(room).setLevel(logging.INFO)

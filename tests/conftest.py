@@ -1,6 +1,11 @@
-"""No test touches the ledger of whoever runs it."""
+"""No test touches the ledger of whoever runs it. Real brokers: one open to all and one secure, each started once."""
+
+import os
+from collections.abc import Iterator
 
 import pytest
+
+from runners import kafka
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -8,3 +13,24 @@ def state_of_the_session(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session")
+def kafka_jars() -> None:
+    """Apache Kafka is there: without it, what needs it is skipped, and fails in CI."""
+    try:
+        kafka.fetch_jars()
+    except kafka.BrokerError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"NOT RUN: no Apache Kafka: {error}")
+
+
+@pytest.fixture(scope="session")
+def broker(kafka_jars, tmp_path_factory) -> Iterator[kafka.Broker]:
+    with kafka.Broker(tmp_path_factory.mktemp("kafka")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def secure_broker(kafka_jars, tmp_path_factory) -> Iterator[kafka.Broker]:
+    with kafka.Broker(tmp_path_factory.mktemp("kafka"), secure=True, users=("reader", "writer", "stranger")) as running:
+        yield running

@@ -34,6 +34,10 @@ class KafkaError(errors.BadInputError):
     """The broker or a topic can't be used. The message says what to mend and never shows the password."""
 
 
+class TopicExistsError(KafkaError):
+    """The topic that was to be made is there already."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Connection:
     """How to reach a broker.
@@ -115,7 +119,10 @@ def consumer(connection: Connection, **more: Any) -> Iterator[kafka.KafkaConsume
 
 @contextlib.contextmanager
 def producer(connection: Connection, **more: Any) -> Iterator[kafka.KafkaProducer]:
-    """An idempotent producer, acks from all; what was sent is delivered on leaving. `more`, errors: as `consumer`."""
+    """An idempotent producer, acks from all. `more`, errors: as `consumer`.
+
+    On leaving, each message is delivered or its future says why not.
+    """
     given = {"acks": "all", "compression_type": "lz4", "allow_auto_create_topics": False, **more}
     with explained(connection):
         client = kafka.KafkaProducer(**options(connection), **given)
@@ -189,6 +196,25 @@ def topic_offsets(connection: Connection, topic: str) -> dict[int, tuple[int, in
     return {part.partition: (begins[part], ends[part]) for part in parts}
 
 
+def timestamp_type(connection: Connection, topic: str) -> Literal["CreateTime", "LogAppendTime"]:
+    """Returns who stamps the topic's messages: their producer, or the broker on their arrival.
+
+    Raises:
+        KafkaError: no such topic, or the user may not ask (DESCRIBE_CONFIGS).
+    """
+    asked = kafka.admin.ConfigResource(kafka.admin.ConfigResourceType.TOPIC, topic, {"message.timestamp.type": None})
+    with admin(connection) as client:
+        found = client.describe_configs([asked], config_filter="all")
+    config = found["topic"].get(topic)
+    if not config:  # kafka-python passes over why
+        raise KafkaError(
+            f"kafka: {_user(connection)} may not DESCRIBE_CONFIGS of topic {topic!r} on {connection.bootstrap} "
+            "(or it doesn't exist): the broker's ACLs."
+        )
+    kind: Literal["CreateTime", "LogAppendTime"] = config["message.timestamp.type"]["value"]
+    return kind
+
+
 def create_topic(connection: Connection, name: str, partitions: int, config: Mapping[str, str] | None = None) -> None:
     """Makes a topic, replicated as the broker does by default, and waits until it can be used.
 
@@ -196,14 +222,15 @@ def create_topic(connection: Connection, name: str, partitions: int, config: Map
         config: settings of the topic, such as {"message.timestamp.type": "LogAppendTime"}.
 
     Raises:
-        KafkaError: it is there already, a setting is wrong, or the user may not.
+        TopicExistsError: it is there already.
+        KafkaError: a setting is wrong, or the user may not.
     """
     wanted = {name: {"num_partitions": partitions, "configs": dict(config or {})}}
     with admin(connection) as client:
         [made] = client.create_topics(wanted, raise_errors=False)["topics"]
         error = kafka.errors.for_code(made["error_code"])
         if error is kafka.errors.TopicAlreadyExistsError:
-            raise KafkaError(f"kafka: topic {name!r} is there already on {connection.bootstrap}.")
+            raise TopicExistsError(f"kafka: topic {name!r} is there already on {connection.bootstrap}.")
         if error is not kafka.errors.NoError:
             raise explain(connection, error(f"topic {name!r}: {made['error_message'] or 'refused'}"))
         client.wait_for_topics([name])
@@ -235,7 +262,8 @@ def explained(connection: Connection) -> Iterator[None]:
 def explain(connection: Connection, error: kafka.errors.KafkaError, since: float | None = None) -> KafkaError:
     """Returns kafka-python's error in our words, its cause taken from the log since a time (`time.time()`)."""
     where = f"kafka: {connection.bootstrap}"
-    if isinstance(error, kafka.errors.AuthorizationError):
+    # A producer that may write nowhere fails with a plain error that only names the other one.
+    if isinstance(error, kafka.errors.AuthorizationError) or "AuthorizationFailedError" in str(error):
         return KafkaError(f"{where}: {_user(connection)} may not do this ({_short(str(error))}): the broker's ACLs.")
     if not isinstance(error, kafka.errors.KafkaTimeoutError | kafka.errors.KafkaConnectionError):
         return KafkaError(f"{where}: {_short(str(error))} ({type(error).__name__}).")
