@@ -20,8 +20,8 @@ _TYPES = {
     descriptor.FieldDescriptor.CPPTYPE_FLOAT: pa.float64(),
     descriptor.FieldDescriptor.CPPTYPE_DOUBLE: pa.float64(),
     descriptor.FieldDescriptor.CPPTYPE_BOOL: pa.bool_(),
-    descriptor.FieldDescriptor.CPPTYPE_ENUM: pa.string(),
-    descriptor.FieldDescriptor.CPPTYPE_STRING: pa.string(),
+    descriptor.FieldDescriptor.CPPTYPE_ENUM: pa.binary(),
+    descriptor.FieldDescriptor.CPPTYPE_STRING: pa.binary(),
 }
 
 
@@ -36,7 +36,7 @@ class Reader:
     or its number where it has none. A google.protobuf.Timestamp is a time.
 
     Attributes:
-        types: of the columns, Arrow's; bytes as binary, not yet checked to be UTF-8.
+        types: of the columns, Arrow's; text as binary, not yet checked to be UTF-8 (the second syntax doesn't).
 
     Raises:
         ValueError: the set, the message's name or a column doesn't fit.
@@ -98,7 +98,7 @@ def _fields(found: descriptor.Descriptor, path: Sequence[str]) -> list[descripto
 def _arrow_type(field: descriptor.FieldDescriptor) -> pa.DataType:
     if field.message_type:
         return pa.timestamp("us", "UTC")
-    return pa.binary() if field.type == field.TYPE_BYTES else _TYPES[field.cpp_type]
+    return _TYPES[field.cpp_type]
 
 
 def _take(path: Sequence[descriptor.FieldDescriptor]) -> Take:
