@@ -22,7 +22,7 @@ class Changes(formats.Json):
 
     def decode(self, values: pa.BinaryArray) -> pa.Table:
         """As formats.Format says, with OP before PROBLEM."""
-        scalars = "".join(f"{formats.json_scalar('changed', column)}, " for column in self._columns)
+        scalars = formats.json_scalars("changed", "texts", self._columns)
         query = f"""
             with unwrapped as (
                 select *, case when json_type(message, '/op') is null then json_type(message, '/payload') end as payload,
@@ -30,13 +30,14 @@ class Changes(formats.Json):
                     {formats.RAW} is null or coalesce(payload = 'NULL', false) as is_tombstone
                 from objects
             ), opened as (
-                select *, {formats.json_scalar("envelope", "op")} as given,
-                    case when given in ('c', 'u', 'r', 'd') then given end as op,
+                select *, json_extract_string(envelope, '/op') as given_op,
+                    case when given_op in ('c', 'u', 'r', 'd') then given_op end as op,
                     json_extract(envelope, case when op = 'd' then '/before' else '/after' end) as content,
-                    case when json_type(content) = 'OBJECT' then content end as changed
+                    case when json_type(content) = 'OBJECT' then content end as changed,
+                    {formats.json_texts("changed", self._columns)} as texts
                 from unwrapped
             )
-            select {scalars}case when is_tombstone then '{TOMBSTONE}' else op end, case
+            select {scalars}, case when is_tombstone then '{TOMBSTONE}' else op end, case
                 when is_tombstone then null
                 when {formats.PROBLEM} is not null then {formats.PROBLEM}
                 when message is null then {formats.sql_string(formats.NOT_JSON)}

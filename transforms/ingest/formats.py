@@ -126,9 +126,12 @@ class Json:
         return type(self), (self._columns,)
 
     def decode(self, values: pa.BinaryArray) -> pa.Table:
-        members = "".join(f"{json_scalar('message', column)}, " for column in self._columns)
-        problem = f"coalesce({PROBLEM}, case when message is null then {sql_string(NOT_JSON)} end)"
-        table = self._ask(f"select {members}{problem}, {RAW} from objects", values)
+        scalars = json_scalars("message", "texts", self._columns)
+        query = f"""
+            select {scalars}, coalesce({PROBLEM}, case when message is null then {sql_string(NOT_JSON)} end), {RAW}
+            from (select *, {json_texts("message", self._columns)} as texts from objects)
+        """
+        table = self._ask(query, values)
         return table.rename_columns([*self._columns, PROBLEM, RAW])
 
     def _ask(self, query: str, values: pa.BinaryArray) -> pa.Table:
@@ -148,14 +151,28 @@ class Json:
         return table
 
 
-def json_scalar(document: str, name: str) -> str:
-    """SQL for a scalar member as text; an absent, null or nested one is null."""
-    # A JSON pointer (RFC 6901) takes every name literally.
-    pointer = sql_string("/" + name.replace("~", "~0").replace("/", "~1"))
-    return (
-        f"case when json_type({document}, {pointer}) not in ('OBJECT', 'ARRAY', 'NULL') "
-        f"then json_extract_string({document}, {pointer}) end"
-    )
+def json_texts(document: str, names: Sequence[str]) -> str:
+    """SQL for these members as a list of texts, nested ones as JSON; the document is gone through once for all."""
+    return f"json_extract_string({document}, [{', '.join(map(_pointer, names))}])"
+
+
+def json_scalars(document: str, texts: str, names: Sequence[str]) -> str:
+    """SQL for scalar members as text, by `json_texts` of the same: an absent, null or nested one is null.
+
+    Only what looks nested is looked at again.
+    """
+    scalars = []
+    for i, name in enumerate(names, 1):
+        text = f"{texts}[{i}]"
+        is_text = f"json_type({document}, {_pointer(name)}) = 'VARCHAR'"
+        looks_nested = " or ".join(f"starts_with({text}, '{bracket}')" for bracket in "{[")
+        scalars.append(f"case when {looks_nested} then case when {is_text} then {text} end else {text} end")
+    return ", ".join(scalars)
+
+
+def _pointer(name: str) -> str:
+    """A JSON pointer (RFC 6901) takes every name literally."""
+    return sql_string("/" + name.replace("~", "~0").replace("/", "~1"))
 
 
 class Avro:
