@@ -122,6 +122,8 @@ def test_twenty_thousand_messages_of_strangers_are_rows_or_have_a_problem(make, 
             '{"a":123456789012345678901234567890}', ("123456789012345678901234567890", None, None), id="a long number"
         ),
         pytest.param('{"a":1e999}', ("1e999", None, None), id="a huge number"),
+        pytest.param('{"a":17850.0,"a.b":1.50}', ("17850.0", "1.5", None), id="a fraction without the zeros at its end"),
+        pytest.param('{"a":"{x}","a.b":"["}', ("{x}", "[", None), id="text that looks nested"),
         pytest.param('{"a":"x\\u0000y"}', ("x\0y", None, None), id="a NUL that is written as an escape"),
         pytest.param('{"a":"\\ud83d\\ude00"}', ("😀", None, None), id="a pair of surrogates"),
         pytest.param(' \n{"a":1}\r\n', ("1", None, None), id="white space around it"),
@@ -207,6 +209,7 @@ COLOUR = {"type": "enum", "name": "Colour", "symbols": ["red", "blue"]}
     ("type_", "given", "expected"),
     [
         pytest.param("string", "é", "é", id="string"),
+        pytest.param({"type": "string", "avro.java.string": "String"}, "x", "x", id="string as Java writes it"),
         pytest.param("bytes", b"ab", "ab", id="bytes are text"),
         pytest.param({"type": "fixed", "name": "F", "size": 3}, b"abc", "abc", id="fixed is text"),
         pytest.param({"type": "string", "logicalType": "uuid"}, "x-1", "x-1", id="uuid is text"),

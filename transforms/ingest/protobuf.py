@@ -1,5 +1,6 @@
 """Protobuf messages into rows of mapped fields, by a set of descriptors as `protoc --descriptor_set_out` writes it."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,6 +119,8 @@ def _take(path: Sequence[descriptor.FieldDescriptor]) -> Take:
 def _take_field(field: descriptor.FieldDescriptor) -> Take:
     name, has_presence = field.name, field.has_presence
     convert = _conversion(field)
+    if not has_presence and convert is None:
+        return operator.attrgetter(name)
 
     def take(whole: Any) -> Any:
         if has_presence and not whole.HasField(name):
