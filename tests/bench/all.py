@@ -20,7 +20,7 @@ import duckdb
 import numpy as np
 import scipy.sparse as sp
 
-from tests.bench import counts, whole
+from tests.bench import counts, formats, whole
 from transforms.privacy import noise
 from transforms.release import cooccurrence
 
@@ -117,6 +117,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         measured = {
             "noise": draws(),
+            "formats": formats.measure(),
             "cooccurrence": pairs(),
             "counts": counts.against_plain(pathlib.Path(directory), 5_000_000, 200_000),
             "growth": growth(pathlib.Path(directory)),
@@ -130,6 +131,8 @@ def main(argv: list[str]) -> None:
         ("growth 5M to 50M, time an event", measured["growth"]["growth"], "<= 1.1"),
         ("bytes of memory an event at 50M", measured["growth"]["50M"]["bytes_per_event"], "<= 48"),
         ("bytes an event through the shuffle", measured["counts"]["shuffle_bytes_per_event"], ""),
+        ("JSON messages: times json.loads's rate", measured["formats"]["json_times_loads"], ""),
+        ("Avro messages: times fastavro's rate", measured["formats"]["avro_times_fastavro"], ""),
         ("whole job, 20M events, 5,000 items: seconds", measured["whole_job"]["total"], ""),
     ]
     for work, value, goal in goals:
