@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--items", type=int, default=5_000)
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(command=_synth)
-    _add_kafka(commands.add_parser("kafka", help="a Kafka broker on this machine, for trials", allow_abbrev=False))
+    _add_kafka(commands.add_parser("kafka", help="a job's topics, and a broker on this machine for trials", allow_abbrev=False))
     _add_replay(commands.add_parser("replay", help="send files of events to a Kafka topic", allow_abbrev=False))
     return parser
 
@@ -115,6 +115,9 @@ def _add_kafka(parser: argparse.ArgumentParser) -> None:
             kafka.add_argument("--port", type=int, help="default: as before, or 9092")
             kafka.add_argument("--secure", action="store_true", help="with TLS, a login (SCRAM-SHA-512) and ACLs")
         kafka.set_defaults(command=_kafka, action=name)
+    init = actions.add_parser("init", help="make the topics of a job, or say what is wrong with them", allow_abbrev=False)
+    init.add_argument("job", type=Path, metavar="JOB.toml")
+    init.set_defaults(command=_kafka_init, takes_flags=True)
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
@@ -316,6 +319,12 @@ def _kafka(arguments: argparse.Namespace, flags: list[str]) -> None:
         print("\n".join(kafka.up(directory, arguments.port, arguments.secure)))
     else:
         kafka.down(directory)
+
+
+def _kafka_init(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import kafka
+
+    kafka.init(_own_flags_only(arguments, flags))
 
 
 def _replay(arguments: argparse.Namespace, flags: list[str]) -> None:

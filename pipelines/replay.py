@@ -251,14 +251,12 @@ def _send(producer: kafka.KafkaProducer, replay: Replay, batch: pa.RecordBatch) 
     """Sends the messages and waits until the broker has them."""
     columns = [batch[name].to_pylist() for name in ("message", "key", "partition")]
     stamps = (batch["arrival"].to_numpy() // 1000).tolist() if replay.as_arrival else [None] * batch.num_rows
-    futures = [
-        producer.send(replay.topic, message, key=key, partition=partition, timestamp_ms=stamp)
-        for message, key, partition, stamp in zip(*columns, stamps, strict=True)
-    ]
-    producer.flush()
-    for future in futures:
-        if future.failed():
-            raise future.exception
+    given = zip(*columns, stamps, strict=True)
+    kafka_client.send(
+        producer,
+        replay.topic,
+        (dict(zip(("value", "key", "partition", "timestamp_ms"), values, strict=True)) for values in given),
+    )
 
 
 def _suffix(file: Path) -> str:

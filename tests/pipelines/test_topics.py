@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data import database, errors, store, tables
-from pipelines import broker as job_topics
 from pipelines import cli, config, release
+from pipelines import kafka as job_topics
 from tests.pipelines import example, topics
 from tests.pipelines.example import charges, published, view
 from transforms.ingest import dead_letters, kafka_client

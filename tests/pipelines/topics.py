@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipelines import broker, config
+from pipelines import config
+from pipelines import kafka as job_topics
 from runners import kafka
 from tests.pipelines import example
 from transforms.ingest import kafka_client, topics
@@ -48,7 +49,7 @@ def write_job(
 def load(path: pathlib.Path, *flags: str) -> config.Job:
     """As example.load, and makes the job's topics."""
     job = example.load(path, *flags)
-    broker.init(job)
+    job_topics.init(job)
     return job
 
 
