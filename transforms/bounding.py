@@ -176,6 +176,12 @@ def within(rows: pa.Table, column: str, allowed: pa.Array) -> pa.Table:
     return rows if is_allowed.all() else rows.filter(pa.array(is_allowed[codes.codes(rows, column)]))
 
 
+def without(rows: pa.Table, column: str, left_out: pa.Array) -> pa.Table:
+    """Leaves out the rows whose `column` is among `left_out`."""
+    is_out = pc.is_in(codes.values(rows, column), value_set=left_out).to_numpy(zero_copy_only=False)
+    return rows.filter(pa.array(~is_out[codes.codes(rows, column)])) if is_out.any() else rows
+
+
 def bound_partitions(rows: pa.Table, partition: Iterable[str], max_partitions_contributed: int, key: bytes) -> pa.Table:
     """Keeps each privacy id's rows in `max_partitions_contributed` partitions, those with the smallest keyed hash.
 
