@@ -15,7 +15,7 @@ LATER = view("u0", "a", "", "2025-01-20T12:00", "2025-01-20T12:00")
 """By its arrival every window of `lines` has closed."""
 
 
-def test_a_stream_has_the_figures_of_scheduled_runs(broker, tmp_path):
+def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path):
     """Repeats, disorder, late and malformed messages, an opt-out, a budget for three windows of four; bounds bind."""
     jobs = {}
     for name in ("scheduled", "streamed"):
