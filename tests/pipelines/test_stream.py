@@ -1,12 +1,17 @@
 """Streams on a real Flink from a real broker: the same figures as scheduled runs, each window once."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from pipelines import release, stream
+from pipelines import cli, release, stream
 from tests.pipelines import topics
-from tests.pipelines.example import view
+from tests.pipelines.example import charges, published, view
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, until, without_noise
 
 __all__ = ["without_noise"]
@@ -41,3 +46,30 @@ def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path
     assert letters[1].count(b"{") == 2
     late = {name: [found.get("late", 0) for found in outcomes(job)] for name, job in jobs.items()}
     assert late["streamed"] == late["scheduled"]
+
+
+def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker, flink_jars, tmp_path):
+    """Killed once, told to stop once: each window is released once, in order, with all of its events."""
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    command = [sys.executable, "-m", "pipelines.cli", "stream", str(path), *DAYS]
+
+    def send(day: int) -> None:
+        """A day's events, and one of the next day's end, by which it has closed."""
+        time_, close = f"2025-01-0{day}T12:00", f"2025-01-0{day + 1}T01:30"
+        topics.send(broker, topic, (topics.message(view(f"u{i}", "a", "", time_, time_)) for i in range(10 * day)))
+        end = topics.message(view("late", "b", "", f"2025-01-0{day}T13:00", close))
+        topics.send(broker, topic, ({**end, "partition": partition} for partition in range(3)))
+
+    for day, number in ((1, signal.SIGKILL), (2, signal.SIGTERM), (3, signal.SIGINT)):
+        send(day)
+        with subprocess.Popen(command) as process:
+            end = time.monotonic() + 120
+            while len(published(job)) < day and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.2)
+            os.kill(process.pid, number)
+            expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0, signal.SIGINT: cli.INTERRUPTED}[number]
+            assert process.wait(60) == expected
+    assert [charge["window_start"][8:10] for charge in charges(job)] == ["01", "02", "03"]
+    # Bounded users, each with one event.
+    assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20), (30, 30)]

@@ -58,6 +58,12 @@ class Windows:
         """By when a window's events must have arrived."""
         return self.start + number * self.step + self.size + self.slack
 
+    def open_at(self, number: int, arrival: dt.datetime) -> int:
+        """The first window, from `number` on, that is open to what arrives then."""
+        # Rounded up: what arrives at the very close is in time.
+        closed = -((self.close(number) - arrival) // self.step)
+        return number + max(0, closed)
+
     def end_of(self, number: int) -> timestamp.Timestamp:
         """When a window ends: no two end together."""
         return timestamp.Timestamp(micros=_microseconds(self.start + number * self.step + self.size))
@@ -224,22 +230,19 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
             for index, record in enumerate(polled):
                 if record.timestamp > close:
                     client.seek(place, record.offset)
-                    return _Read([*records, *polled[:index]], record.offset, self._open_at(first_open, record.timestamp))
+                    return _Read(
+                        [*records, *polled[:index]],
+                        record.offset,
+                        windows.open_at(first_open, topics.time_of(record.timestamp)),
+                    )
             records += polled
             n_bytes += sum(max(record.serialized_value_size, 0) for record in polled)
             if not polled and not self._allow_create_time and topics.milliseconds(asked - windows.settling) > close:
                 # It must have been asked: a broker that is away has messages that came in time.
                 end = client.end_offsets([place], timeout_ms=kafka_client.TIMEOUT_SECONDS * 1000)[place]
                 if client.position(place) >= end:
-                    reached = topics.milliseconds(asked - windows.settling)
-                    return _Read(records, client.position(place), self._open_at(first_open, reached))
+                    return _Read(records, client.position(place), windows.open_at(first_open, asked - windows.settling))
         return _Read(records, client.position(place), first_open)
-
-    def _open_at(self, number: int, arrival: int) -> int:
-        """The first window, from `number` on, that is open to what arrives then, in milliseconds since the epoch."""
-        windows = self._windows
-        behind = arrival - 1 - topics.milliseconds(windows.close(number))
-        return number + 1 + max(behind, 0) * 1000 // _duration(windows.step) if behind >= 0 else number
 
     def _client(self, place: kafka.TopicPartition, start: int) -> kafka.KafkaConsumer:
         if place not in self._client_of:

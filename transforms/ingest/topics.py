@@ -284,6 +284,11 @@ def milliseconds(time: dt.datetime) -> int:
     return (time - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(milliseconds=1)
 
 
+def time_of(milliseconds_: int) -> dt.datetime:
+    """The other way."""
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=milliseconds_)
+
+
 def _not_the_brokers(topic: str) -> kafka_client.KafkaError:
     return kafka_client.KafkaError(
         f"kafka: the messages of {topic!r} have their producers' times: a user could choose which window others' events are "
