@@ -61,16 +61,20 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
     last = dt.datetime.max.replace(tzinfo=dt.UTC) if until is None else until - job.settling
     windows = (window for window in job.window.closed(last) if window not in done)
     waiting = next(windows, None)
+    source.topic_partitions(job)  # at the start it must be there; later it is waited for
     with _alone(store.Store(job.job.store)) as directory, _told() as told:
         while waiting and not told:
             begun = time.monotonic()
-            with contextlib.closing(_closed(job, waiting, directory, beam_flags, told)) as flow:
-                for closed in flow:
-                    if not _released(job, waiting, closed, told):
-                        break
-                    waiting = next(windows, None)
-                    if not waiting:
-                        break
+            try:
+                with contextlib.closing(_closed(job, waiting, directory, beam_flags, told)) as flow:
+                    for closed in flow:
+                        if not _released(job, waiting, closed, told):
+                            break
+                        waiting = next(windows, None)
+                        if not waiting:
+                            break
+            except kafka_client.KafkaError as error:
+                log.error("%s Trying again.", error)
             while waiting and not told and time.monotonic() - begun < _RESTART_SECONDS:
                 time.sleep(_LOOK_SECONDS)
     if signal.SIGINT in told:

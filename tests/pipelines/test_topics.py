@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from kafka import admin as acl
 
 from data import database, errors, store, tables
 from pipelines import cli, config, release
@@ -315,3 +316,56 @@ def test_a_retention_too_short_for_a_window_is_told(broker, tmp_path, caplog):
     caplog.clear()
     topics.load(path, *DAYS, "--kafka.retention=26h")
     assert caplog.text == ""
+
+
+def allow(running, user: str, rights: list[tuple[str, str, str]]) -> None:
+    """Lets a user do (operation) with a (kind of) resource of that name."""
+    granted = [
+        acl.ACL(
+            f"User:{user}",
+            "*",
+            acl.ACLOperation[operation],
+            acl.ACLPermissionType.ALLOW,
+            acl.ResourcePattern(acl.ResourceType[kind], name),
+        )
+        for kind, operation, name in rights
+    ]
+    with kafka_client.admin(topics.connection(running)) as admin:
+        admin.create_acls(granted)
+
+
+RIGHTS = [
+    ("TOPIC", "READ", ""),
+    ("TOPIC", "READ", ".consent"),
+    ("TOPIC", "WRITE", ".dead"),
+    ("TOPIC", "WRITE", ".recommendations"),
+    ("GROUP", "READ", None),
+    ("TRANSACTIONAL_ID", "WRITE", None),
+]
+
+
+@pytest.mark.parametrize("missing", [None, *range(len(RIGHTS))])
+def test_a_job_needs_the_rights_that_the_docs_name_and_no_more(secure_broker, tmp_path, capsys, missing):
+    """With TLS, a login and ACLs. READ and WRITE imply DESCRIBE."""
+    admin = topics.connection(secure_broker)
+    path, topic = topics.write_job(tmp_path, secure_broker)
+    topics.load(path, *DAYS, *topics.login(admin))
+    for right in RIGHTS:
+        if missing is None or right != RIGHTS[missing]:
+            kind, operation, name = right
+            allow(secure_broker, "reader", [(kind, operation, f"sottovoce-{topic}" if name is None else topic + name)])
+    sent = [view(f"u{i}", item, "", "2025-01-01T12:00", "2025-01-01T12:00") for i in range(30) for item in "abc"]
+    topics.send(
+        secure_broker,
+        topic,
+        [*map(topics.message, sent), {"value": b"{", "timestamp_ms": topics.milliseconds("2025-01-01T12:00")}],
+    )
+    reader = topics.login(topics.connection(secure_broker, "reader"))
+    code = cli.main(["run", str(path), "--until", "2025-01-02T01:00", *DAYS, *reader, f"--kafka.group=sottovoce-{topic}"])
+    told = capsys.readouterr().err
+    if missing is None:
+        assert code == 0, told
+        assert len(topics.read(secure_broker, f"{topic}.dead")) == 1
+    else:
+        assert code == errors.BadInputError.exit_code
+        assert "ACLs" in told

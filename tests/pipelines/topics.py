@@ -30,8 +30,16 @@ allow_create_time = {allow_create_time}
 """
 
 
-def connection(running: kafka.Broker) -> kafka_client.Connection:
-    return kafka_client.Connection(running.bootstrap)
+def connection(running: kafka.Broker, user: str = kafka.ADMIN) -> kafka_client.Connection:
+    if not running.secure:
+        return kafka_client.Connection(running.bootstrap)
+    return kafka_client.Connection(running.bootstrap, "sasl_ssl", running.ca_file, user, running.password_file(user))
+
+
+def login(given: kafka_client.Connection) -> list[str]:
+    """The connection as flags."""
+    settings = {name: getattr(given, name) for name in ("security", "ca_file", "username", "password_file")}
+    return [f"--kafka.{name}={value}" for name, value in settings.items() if value is not None]
 
 
 def write_job(

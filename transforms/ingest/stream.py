@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
+import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import kafka
+import kafka.errors
 import numpy as np
 import pyarrow as pa
 from apache_beam.io import restriction_trackers, watermark_estimators
@@ -28,6 +30,8 @@ from apache_beam.utils import timestamp
 from data import store
 from transforms import bounding, spill
 from transforms.ingest import decode, events, formats, kafka_client, topics
+
+log = logging.getLogger(__name__)
 
 ENDLESS = 2**62
 """The offset at which a partition's range ends."""
@@ -239,7 +243,11 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
             n_bytes += sum(max(record.serialized_value_size, 0) for record in polled)
             if not polled and not self._allow_create_time and topics.milliseconds(asked - windows.settling) > close:
                 # It must have been asked: a broker that is away has messages that came in time.
-                end = client.end_offsets([place], timeout_ms=kafka_client.TIMEOUT_SECONDS * 1000)[place]
+                try:
+                    end = client.end_offsets([place], timeout_ms=kafka_client.TIMEOUT_SECONDS * 1000)[place]
+                except kafka.errors.KafkaError as error:
+                    log.warning("%s/%d: waiting for the broker (%s)", *place, type(error).__name__)
+                    continue
                 if client.position(place) >= end:
                     return _Read(records, client.position(place), windows.open_at(first_open, asked - windows.settling))
         return _Read(records, client.position(place), first_open)
