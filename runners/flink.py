@@ -1,8 +1,8 @@
 """Flink on this machine, from pip alone: the engine for streams, and for batch too.
 
 A job has a Flink of its own, a Java process that starts and ends with it; the steps in Python run in this process. Beam's
-own `--flink_master=[local]` has three faults that are mended here: a job that was cancelled went on, its Java stayed until
-we ended, and its servers let anyone on the network run commands here.
+own `--flink_master=[local]` has faults that are mended here: a job that was cancelled went on, its Java stayed until we
+ended, and its servers let anyone on the network run commands here (see docs/flink.md).
 """
 
 import argparse
@@ -55,7 +55,7 @@ _RESTARTS = {
 }
 
 _PATIENCE_SECONDS = 5
-_THREADS = ("run_worker_", "read_grpc_client_inputs", "wait_until_finish_read")
+_THREADS = ("read_grpc_client_inputs", "read_state", "run_worker_", "wait_until_finish_read")
 """Those of Beam's that die of a connection that ends."""
 
 log = logging.getLogger(__name__)
@@ -175,10 +175,10 @@ class _Workers(worker_pool_main.BeamFnExternalWorkerPoolServicer):
     def __exit__(self, *_: object) -> None:
         self._server.stop(None)
 
-    def wait(self) -> None:
+    def wait(self, server: JobServer) -> None:
         """Waits until Flink has let go of them, some seconds at most."""
         end = time.monotonic() + _PATIENCE_SECONDS
-        while self._worker_threads and time.monotonic() < end:
+        while self._worker_threads and server.is_running() and time.monotonic() < end:
             time.sleep(0.05)
 
 
@@ -215,6 +215,8 @@ class Result(portable_runner.PipelineResult):
         self._server, self._workers, self._parts = server, workers, parts
         self._log_tail = ""
         self._is_cancelled = self._is_over = False
+        # Reentrant: a signal's handler may cancel what is ending.
+        self._ending = threading.RLock()
         atexit.register(self._end)
 
     @property
@@ -222,11 +224,15 @@ class Result(portable_runner.PipelineResult):
         return self._state if self._is_over else super().state
 
     def cancel(self) -> None:
-        if not self._is_over:
-            self._is_cancelled = True
-            # To Beam the job is cancelled when it was told so; it would go on.
-            super().cancel()
-            self._state = runner.PipelineState.CANCELLED
+        try:
+            if not self._is_over and not runner.PipelineState.is_terminal(self.state):
+                self._is_cancelled = True
+                # To Beam the job is cancelled when it was told so; it would go on.
+                super().cancel()
+                self._state = runner.PipelineState.CANCELLED
+        except grpc.RpcError:  # Flink has died
+            self._state = runner.PipelineState.FAILED
+        self._end()
 
     def wait_until_finish(self, duration: int | None = None) -> str:
         """Waits until the job ends, at most `duration` milliseconds; returns its state.
@@ -243,16 +249,19 @@ class Result(portable_runner.PipelineResult):
             if self._is_cancelled:
                 return runner.PipelineState.CANCELLED
             if isinstance(error, grpc.RpcError):
+                self._state = runner.PipelineState.FAILED
                 raise FlinkError(f"Flink died; the end of its log:\n{self._log_tail}") from error
             raise
 
     def _end(self) -> None:
-        if not self._is_over:
+        with self._ending:
+            if self._is_over:
+                return
             with contextlib.suppress(grpc.RpcError):
                 self.metrics()  # for later: they are Flink's
             self._is_over = True
             self._server.cancel_jobs()
-            self._workers.wait()
+            self._workers.wait(self._server)
             self._log_tail = self._server.log_tail()
             self._parts.close()
             atexit.unregister(self._end)

@@ -117,6 +117,10 @@ class JobServer:
         """The end of the log."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")[-2000:] if self.log_file.exists() else ""
 
+    def is_running(self) -> bool:
+        """Whether Java is alive, or was a moment ago."""
+        return self._process is not None and self._process.poll() is None
+
     def cancel_jobs(self) -> None:
         """Has Flink cancel its job, and waits until it is gone, ten seconds at most."""
         end = time.monotonic() + _PATIENCE_SECONDS
@@ -164,12 +168,13 @@ def _answers(port: int) -> bool:
 
 
 def _build_jar(cache: Path, jar: Path) -> Path:
-    """Writes a jar that names all the others, and holds the one class that stands before theirs."""
+    """Writes a jar that names all the others, and holds the two classes that stand before theirs."""
     entries = {**_MANIFEST, "Class-Path": " ".join(path.as_uri() for path in sorted(cache.glob("*.jar")))}
     with zipfile.ZipFile(jar, "w") as target:
         target.writestr("META-INF/MANIFEST.MF", "".join(_folded(f"{name}: {value}") for name, value in entries.items()))
-        with zipfile.ZipFile(next(cache.glob("beam-sdks-java-core-*.jar"))) as core:
-            target.writestr(_SERVERS, _on_loopback(core.read(_SERVERS)))
+        for pattern, name, mend in _MENDED:
+            with zipfile.ZipFile(next(cache.glob(pattern))) as source:
+                target.writestr(name, mend(source.read(name)))
     return jar
 
 
@@ -190,19 +195,44 @@ def _on_loopback(code: bytes) -> bytes:
     command run here. In the class file of the locked jar the constants 160 and 166 are the methods getPort and forPort,
     163 and 164 are forPort's name and type, and constant 260, forAddress's type, is new.
     """
-    for old, new in (
+    return _replaced(
+        code,
         (code[:8] + _short(260), code[:8] + _short(261)),
         (b"\x01\x00\x10BootstrapMethods", b"\x01\x00\x10BootstrapMethods\x01" + _short(len(_DESCRIPTOR)) + _DESCRIPTOR),
         (b"\x01\x00\x07forPort", b"\x01\x00\x0aforAddress"),
         (b"\x0c" + _short(163) + _short(164), b"\x0c" + _short(163) + _short(260)),
         # invokevirtual getPort, invokestatic forPort: the first becomes three times nop.
         (b"\xb6" + _short(160) + b"\xb8" + _short(166), b"\0\0\0\xb8" + _short(166)),
-    ):
+    )
+
+
+_TRANSLATOR = "org/apache/beam/runners/flink/FlinkStreamingPortablePipelineTranslator.class"
+
+
+def _with_side_inputs(code: bytes) -> bytes:
+    """Beam's class that translates a streaming pipeline, with the coder by which a side input's values can be kept.
+
+    Beam names a coder of windowed lists of values, and keeps lists of values: every checkpoint of a step with a side input
+    fails, and the job starts again. `wv.withValueCoder(IterableCoder.of(wv.getValueCoder()))` becomes `wv.getValueCoder()`.
+    """
+    load, get, nops = b"\x19\x0c", b"\xb6" + _short(104), bytes(6)
+    call = b"\xb8" + _short(121) + b"\xb6" + _short(296)
+    return _replaced(code, (load + load + get + call + b"\x3a\x0b", load + b"\0\0" + get + nops + b"\x3a\x0b"))
+
+
+def _replaced(code: bytes, *changes: tuple[bytes, bytes]) -> bytes:
+    for old, new in changes:
         if code.count(old) != 1:
-            raise FlinkError("flink.lock has another Beam than the one whose servers can be kept on loopback.")
+            raise FlinkError("flink.lock has another Beam than the one whose faults are mended here.")
         code = code.replace(old, new)
     return code
 
 
 def _short(number: int) -> bytes:
     return number.to_bytes(2, "big")
+
+
+_MENDED = (
+    ("beam-sdks-java-core-*.jar", _SERVERS, _on_loopback),
+    ("beam-runners-flink-*.jar", _TRANSLATOR, _with_side_inputs),
+)

@@ -85,13 +85,18 @@ class FailOnce(beam.DoFn):
 
 
 class Write(beam.DoFn):
-    """Writes a window into the file of its name, whole or not at all, and notes each write and its delay."""
+    """Writes a window into the file of its name, whole or not at all, and notes each write.
+
+    It has two side inputs: how many numbers the window has, and how many it should have. Else it writes none.
+    """
 
     def __init__(self, out: str):
         self._out = Path(out)
 
-    def process(self, element, span=beam.DoFn.WindowParam):
+    def process(self, element, size, width, span=beam.DoFn.WindowParam):
         _, numbers = element
+        if not len(numbers) == size == width:
+            numbers = []
         index = (int(span.start) - START) // WINDOW
         (self._out / f".{index}").write_text(json.dumps(sorted(numbers)))
         (self._out / f".{index}").rename(self._out / f"{index}.json")
@@ -100,14 +105,19 @@ class Write(beam.DoFn):
 
 
 def build(root: beam.Pipeline, out: Path, fail_at: int = -1) -> None:
-    (
+    windowed = (
         root
         | "Start" >> beam.Create([str(out)])
         | "Count" >> beam.ParDo(Count()).with_output_types(tuple[str, int])
         | "FailOnce" >> beam.ParDo(FailOnce(str(out), fail_at)).with_output_types(tuple[str, int])
         | "Windows" >> beam.WindowInto(window.FixedWindows(WINDOW))
+    )
+    size = windowed | "Ones" >> beam.Map(lambda _: 1) | "Size" >> beam.CombineGlobally(sum).without_defaults()
+    width = root | "Width" >> beam.Create([WINDOW])
+    (
+        windowed
         | "Group" >> beam.GroupByKey()
-        | "Write" >> beam.ParDo(Write(str(out)))
+        | "Write" >> beam.ParDo(Write(str(out)), beam.pvalue.AsSingleton(size), beam.pvalue.AsSingleton(width))
     )
 
 

@@ -156,7 +156,9 @@ def test_a_stream_survives_a_failure_and_ends_when_cancelled(flink_jars, tmp_pat
     counting.build(root, tmp_path, fail_at=75)
     result = root.run()
     wait_for(lambda: len(counting.windows(tmp_path)) >= 14)
-    assert set(listening({os.getpid(), *flink_processes(os.getpid())})) <= LOOPBACK
+    addresses = set(listening({os.getpid(), *flink_processes(os.getpid())}))
+    assert addresses
+    assert addresses <= LOOPBACK
     result.cancel()
     assert (result.state, result.wait_until_finish()) == ("CANCELLED", "CANCELLED")
     assert flink_processes(os.getpid()) == set()
@@ -169,7 +171,10 @@ def test_a_stream_survives_a_failure_and_ends_when_cancelled(flink_jars, tmp_pat
     # What came before the last checkpoint was not read again.
     assert [first for first, _ in polls].count(0) == 1
     after = dict(polls)
-    delays = [at - after[index * 10 // 20 * 20] for index, at in counting.noted(tmp_path, "writes")]
+    writes = counting.noted(tmp_path, "writes")
+    # The failure was in window 7.
+    assert sorted(index for index, _ in writes if index > 7) == list(range(8, len(windows)))
+    delays = [at - after[index * 10 // 20 * 20] for index, at in writes]
     assert max(delays[-4:]) < 5
 
 
@@ -188,7 +193,13 @@ def test_a_stream_goes_on_after_its_process_was_killed(flink_jars, tmp_path):
     counting.build(root, tmp_path)
     result = root.run()
     wait_for(lambda: len(counting.windows(tmp_path)) >= n_windows + 4)
-    result.cancel()
+    for pid in flink_processes(os.getpid()):
+        if "tether.py" not in command_of(pid):
+            os.kill(pid, signal.SIGKILL)
+    with pytest.raises(job_server.FlinkError, match="Flink died"):
+        result.wait_until_finish()
+    assert result.state == "FAILED"
+    assert flink_processes(os.getpid()) == set()
     windows = counting.windows(tmp_path)
     assert windows == {k: list(range(k * 10, (k + 1) * 10)) for k in range(len(windows))}
     assert min(first for first, at in counting.noted(tmp_path, "polls") if at > killed) > 0
