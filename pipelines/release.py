@@ -29,7 +29,7 @@ from transforms import bounding
 from transforms.ingest import events, sources
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
-from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection
+from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection, tally
 
 LEASE_SECONDS = 300.0
 """How long a machine that has died keeps a job from the others."""
@@ -220,9 +220,10 @@ def build(
         file_name_suffix=".jsonl",
         shard_name_template="",
     )
-    asked = grant.Asked(plan.ledger_url, request, store_path, job.source.max_malformed_share, found.digests)
+    asked = grant.Asked(plan.ledger_url, request, store_path, job.source.max_malformed_share, found.digests, plan.now)
     grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
     users = ingested.events | "GroupByUser" >> group
+    noted = users | "NoteCounts" >> tally.NoteCounts(ingested.dead_letters, grants, store_path, plan.attempt)
     if request.series is not None:
         users, grants = users | "AdmitUsers" >> admission.AdmitUsers(
             str(contract.book_path(job)), plan.ledger_url, grants, group.directory
@@ -242,7 +243,7 @@ def build(
         "cooccurrence": release_pairs.report(),
     }
     manifest = {**plan.charge(), "reports": reports}
-    return released | "CommitRelease" >> commit.CommitRelease(store_path, plan.ledger_url, plan.attempt, manifest, grants)
+    return released | "CommitRelease" >> commit.CommitRelease(store_path, plan.ledger_url, plan.attempt, manifest, noted)
 
 
 def run(
@@ -291,11 +292,11 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
         if (start.isoformat(), end.isoformat()) not in done:
             window = job.window.model_copy(update={"start": start, "end": end})
             one = job.model_copy(update={"window": window})
-            yield run(one, beam_flags, span=_span(job, start), seen_until=seen_until)
+            yield run(one, beam_flags, span=span_of(job, start), seen_until=seen_until)
         seen_until = end + job.window.slack
 
 
-def _span(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
+def span_of(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
     """From the first to the last window of the job in the period that a window is in; None without a contribution book."""
     if not job.window.max_windows_contributed:
         return None
@@ -404,6 +405,7 @@ def _run(
         if isinstance(error, errors.UserError):
             raise type(error)(str(error).partition(" [while running")[0]) from error
         raise
+    kept.add_to_run_record(planned.attempt, {"finished": dt.datetime.now(dt.UTC).isoformat()})
     record = kept.run_record(planned.attempt)
     if record["refused"]:
         kept.discard(planned.attempt)

@@ -105,7 +105,7 @@ def deliver(job: config.Job, kept: store.Store, releases: Sequence[Mapping[str, 
             sent = dead_letters.send(
                 job.kafka.connection, job.kafka.dead_letters, group, stops, release["reserved_at"], letters
             )
-        kept.write_run_record(release["attempt"], {**record, "is_delivered": True})
+        kept.add_to_run_record(release["attempt"], {"is_delivered": True})
         if sent:
             log.info("sent %d dead letters to %s", sent, job.kafka.dead_letters)
 

@@ -28,8 +28,8 @@ _SENSIBLE = "between '0001-01-02'::timestamptz and '9999-12-30'::timestamptz"
 
 OK = "ok"
 OPTED_OUT = "opted out"
-_LATE = "late"
-DROPPED = (OPTED_OUT, "below min_value", "outside the window", _LATE)
+LATE = "late"
+DROPPED = (OPTED_OUT, "below min_value", "outside the window", LATE)
 """Reasons to leave a well-formed event out. Every other reason but OK makes a dead letter."""
 
 DEAD_LETTERS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
@@ -300,10 +300,10 @@ def _outcome(rules: EventRules) -> tuple[str, list[str]]:
     ]
     start, end = _timestamp(rules.window_start), _timestamp(rules.window_end)
     if rules.seen_until is not None:
-        tests.append((f"event_time < {start} and arrival_time > {_timestamp(rules.seen_until)}", _LATE))
+        tests.append((f"event_time < {start} and arrival_time > {_timestamp(rules.seen_until)}", LATE))
     tests += [
         (f"event_time < {start} or event_time >= {end}", "outside the window"),
-        (f"arrival_time > {end} + {slack}", _LATE),
+        (f"arrival_time > {end} + {slack}", LATE),
     ]
     reasons = [OK, OPTED_OUT, *(reason for _, reason in tests)]
     cases = " ".join(f"when {condition} then {reasons.index(reason)}" for condition, reason in tests)
