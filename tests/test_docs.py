@@ -69,7 +69,20 @@ def test_the_commands_of_the_readme_run(clone, tmp_path):
 def test_every_command_and_macro_is_in_the_readme():
     done = subprocess.run([BIN / "sottovoce", "--help"], capture_output=True, text=True, check=True)
     names = re.findall(r"^    (\w+) ", done.stdout, flags=re.MULTILINE)
-    assert names == ["run", "release", "train", "publish", "schedule", "budget", "query", "key", "synth", "kafka", "replay"]
+    assert names == [
+        "run",
+        "release",
+        "train",
+        "publish",
+        "schedule",
+        "status",
+        "budget",
+        "query",
+        "key",
+        "synth",
+        "kafka",
+        "replay",
+    ]
     for name in names:
         assert f"sottovoce {name}" in README
 
