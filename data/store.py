@@ -234,6 +234,21 @@ def write_json(path: Path, value: Any) -> None:
     sync(path.parent)
 
 
+def create(path: Path, content: bytes) -> bool:
+    """Writes a file, whole and safe on disk, unless it is there already; says whether it wrote it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(file.name, path)
+        except FileExistsError:
+            return False
+    sync(path.parent)
+    return True
+
+
 def sync(path: Path) -> None:
     """Makes sure that a file, or the names in a directory, outlast a power cut."""
     handle = os.open(path, os.O_RDONLY)

@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
             job.add_argument("--new-release", action="store_true", help="charge every user again, though a release is there")
             job.add_argument("--until", metavar="TIME", help="release each window that is closed then; now, or a time in UTC")
         job.set_defaults(command=command, takes_flags=True)
+    stream = commands.add_parser("stream", help="release a topic's windows as they close, for ever", allow_abbrev=False)
+    stream.add_argument("job", type=Path, metavar="JOB.toml")
+    stream.add_argument("--until", metavar="TIME", help="end with the last window that is closed then")
+    stream.set_defaults(command=_stream, takes_flags=True)
     schedule = commands.add_parser("schedule", help="run a job with windows again and again", allow_abbrev=False)
     schedule.add_argument("job", type=Path, metavar="JOB.toml")
     schedule.add_argument(
@@ -218,7 +222,10 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         # What was released before goes on; what was refused is said in the end.
         refused = error
     if released or (not refused and publish.is_due(job)):
-        train.run(job, released[-1].name if released else None)
+        if released:
+            train.run_if_due(job, released[-1].name)
+        else:
+            train.run(job)
         publish.run(job)
         _remember(job.job.store)
     elif not refused:
@@ -259,6 +266,14 @@ def _time(text: str) -> dt.datetime:
         return config.utc(dt.datetime.fromisoformat(text))
     except ValueError as error:
         raise config.JobFileError(f"--until {text}: must be now, or a time such as 2025-12-31T08:00:00Z.") from error
+
+
+def _stream(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import config, stream
+
+    job, beam_flags = config.load(arguments.job, flags)
+    _remember(job.job.store)
+    stream.run(job, beam_flags, None if arguments.until is None else _time(arguments.until))
 
 
 def _schedule(arguments: argparse.Namespace, flags: list[str]) -> None:

@@ -295,14 +295,20 @@ class CooccurrenceSection(_Section):
 
 
 class ModelSection(_Section):
-    """[model]: the hybrid model trained on the released tables."""
+    """[model]: the hybrid model trained on the released tables, on each release or when the last one is so old."""
 
+    retrain: Duration | None = None
     rank: Positive = 128
     epochs: int = Field(1, ge=0)
     learning_rate: float = Field(0.0003, gt=0, le=1)
     neighbours: Positive = 50
     top_k: Positive = 20
     seed: int = 0
+
+    @property
+    def lasts(self) -> dt.timedelta:
+        """How old a model may get before a new release trains another."""
+        return dt.timedelta(0) if self.retrain is None else _time_of(self.retrain)
 
 
 class KafkaSection(_Section):

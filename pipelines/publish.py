@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dp_accounting import gaussian_mechanism
 
 from data import database, errors, ledger, store, tables
-from pipelines import config, contract, release
+from pipelines import config, contract, source
 from transforms.ingest import kafka_client
 from transforms.privacy import filter as privacy_filter
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def run(job: config.Job) -> Path:
-    """Publishes the newest model and the release it was trained on; returns the database's path.
+    """Publishes the newest model and its release, and the newest release's counts; returns the database's path.
 
     Raises:
         errors.NothingThereError: there is no model yet.
@@ -39,12 +39,13 @@ def run(job: config.Job) -> Path:
             f"{kept.path} holds a model, but not the release that it was trained on: put it back, or `sottovoce train` anew."
         )
     manifest = manifests[trained["release_ids"][-1]]
+    newest = list(manifests.values())[-1]
     version = database.publish(
         kept.path,
         database.Contents(
-            catalogue=release.load_catalogue(job),
+            catalogue=source.load_catalogue(job),
             items=kept.read_table(manifest, "items", tables.ITEMS),
-            item_counts=kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS),
+            item_counts=kept.read_table(newest, "item_counts", tables.ITEM_COUNTS),
             item_pairs=kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS),
             embeddings=_read(model, "embeddings", tables.EMBEDDINGS),
             feature_embeddings=_read(model, "feature_embeddings", tables.FEATURE_EMBEDDINGS),
@@ -53,12 +54,12 @@ def run(job: config.Job) -> Path:
             model_versions=_model_versions(int(model.name), trained),
             privacy_ledger=_privacy_ledger([{"release_id": each["release_id"], **each["charge"]} for each in releases]),
             privacy_periods=_privacy_periods(account, job.job.data_set),
-            release_report=_release_report(manifest),
+            release_report=_release_report(manifest, newest),
         ),
         job.publish.keep_versions,
     )
     log.info("published %s", version)
-    _note_visible(kept, releases, manifest["release_id"])
+    _note_visible(kept, releases, newest["release_id"])
     _send_recommendations(job, kept)
     return version
 
@@ -71,10 +72,10 @@ def is_due(job: config.Job) -> bool:
         return False
     try:
         with database.connect(kept.path) as connection:
-            [(release_ids,)] = connection.sql("select release_ids from model_versions").fetchall()
+            shown = connection.sql("select distinct release_id from release_report where section = 'counts'").fetchall()
     except errors.NothingThereError:
         return True
-    return release_ids[-1] != published[-1]["release_id"]
+    return shown != [(published[-1]["release_id"],)]
 
 
 def _note_visible(kept: store.Store, releases: Sequence[Mapping[str, Any]], release_id: str) -> None:
@@ -156,8 +157,13 @@ def _privacy_periods(account: ledger.Ledger, data_set: str) -> pa.Table:
     return pa.Table.from_pylist(rows, tables.PRIVACY_PERIODS)
 
 
-def _release_report(manifest: dict[str, Any]) -> pa.Table:
-    """The explanation of each released table, line by line, after what the whole release promises."""
+def _release_report(manifest: dict[str, Any], newest: dict[str, Any]) -> pa.Table:
+    """The explanation of each released table, line by line, after what the whole release promises.
+
+    Args:
+        manifest: of the model's release.
+        newest: of the release whose counts are shown.
+    """
     settings = manifest["settings"]
     promise = (
         f"Unit of protection: one {manifest['unit']} with everything it did in one period ({manifest['period']}), "
@@ -176,9 +182,13 @@ def _release_report(manifest: dict[str, Any]) -> pa.Table:
         )
         if mechanism["delta"]:
             promise += f" {mechanism['delta']:g} of the release's delta is set aside for what passes its threshold."
+    told = {"privacy": (manifest, promise)} | {
+        section: (of, of["reports"][section])
+        for section, of in (("selection", manifest), ("counts", newest), ("cooccurrence", manifest))
+    }
     rows = [
-        {"release_id": manifest["release_id"], "section": section, "line": number, "text": line}
-        for section, text in {"privacy": promise, **manifest["reports"]}.items()
+        {"release_id": of["release_id"], "section": section, "line": number, "text": line}
+        for section, (of, text) in told.items()
         for number, line in enumerate(text.splitlines(), 1)
     ]
     return pa.Table.from_pylist(rows, tables.RELEASE_REPORT)

@@ -7,6 +7,7 @@ events -> IngestEvents -> GroupByUser -> (AdmitUsers) -> ReleaseSelection, Relea
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -15,7 +16,7 @@ import platform
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ from data import book, catalogue, errors, ledger, periods, store
 from pipelines import config, contract, source
 from runners import direct
 from transforms import bounding
-from transforms.ingest import events, sources
+from transforms.ingest import sources
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
 from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection, tally
 
 LEASE_SECONDS = 300.0
 """How long a machine that has died keeps a job from the others."""
+
+Find = Callable[[config.Job, dt.datetime, pa.Array | None], source.Source | source.ClosedWindow]
+"""How a run finds its events: of the job and its clock, and of the only items there are (None: any)."""
 
 log = logging.getLogger(__name__)
 
@@ -209,21 +213,24 @@ def build(
     root: beam.Pipeline,
     plan: Plan,
     request: ledger.Request,
-    found: source.Source,
+    found: source.Source | source.ClosedWindow,
     group: bounding.GroupByUser,
 ) -> beam.PCollection[str]:
     """Wires the release of the events that were found; returns the path of the published release (none when refused)."""
     job, store_path = plan.job, str(plan.job.job.store)
-    ingested = root | "IngestEvents" >> events.IngestEvents(found.parts, found.reader)
-    _ = ingested.dead_letters | "WriteDeadLetters" >> beam.io.WriteToText(
+    read = found.read(root, group)
+    _ = read.dead_letters | "WriteDeadLetters" >> beam.io.WriteToText(
         str(store.Store(store_path).operator("dead_letters") / plan.attempt),
         file_name_suffix=".jsonl",
         shard_name_template="",
     )
-    asked = grant.Asked(plan.ledger_url, request, store_path, job.source.max_malformed_share, found.digests, plan.now)
-    grants = ingested.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
-    users = ingested.events | "GroupByUser" >> group
-    noted = users | "NoteCounts" >> tally.NoteCounts(ingested.dead_letters, grants, store_path, plan.attempt)
+    is_reading = isinstance(found, source.Source)
+    asked = grant.Asked(
+        plan.ledger_url, request, store_path, job.source.max_malformed_share, found.digests, plan.now, is_reading
+    )
+    grants = read.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
+    noted = read.grouped | "NoteCounts" >> tally.NoteCounts(read.dead_letters, grants, store_path, plan.attempt)
+    users = read.users
     if request.series is not None:
         users, grants = users | "AdmitUsers" >> admission.AdmitUsers(
             str(contract.book_path(job)), plan.ledger_url, grants, group.directory
@@ -251,13 +258,13 @@ def run(
     beam_flags: Sequence[str] = (),
     allow_another: bool = False,
     span: tuple[dt.datetime, dt.datetime] | None = None,
-    seen_until: dt.datetime | None = None,
+    find: Find | None = None,
 ) -> Path:
     """Runs the release job, or finds that it was done before; returns the published release's path.
 
     Args:
         span: as `plan`.
-        seen_until: as `source.find`.
+        find: finds the events; None: `source.find`.
 
     Raises:
         ledger.BudgetRefusedError: the contract doesn't let it through.
@@ -267,7 +274,7 @@ def run(
     """
     account = contract.open_ledger(job)
     with _leased(job, account) as (kept, held):
-        path = _run(job, account, kept, held, beam_flags, allow_another, span, seen_until)
+        path = _run(job, account, kept, held, beam_flags, allow_another, span, find or source.find)
         source.deliver(job, kept, account.releases(job.job.data_set))
         return path
 
@@ -280,20 +287,31 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
     """
     if until > dt.datetime.now(dt.UTC):
         raise config.JobFileError(f"--until {until.isoformat()}: is yet to come; a window that is not over can't be closed.")
-    done = {
-        (release["window_start"], release["window_end"]): release["release_id"]
-        for release in _settled(job)
-        if (release["job"], release["status"]) == (job.job.name, ledger.PUBLISHED)
-    }
-    for release_id in done.values():
-        _shown(store.Store(job.job.store), release_id)
+    done = settle(job)
     seen_until = None
     for start, end in job.window.closed(until - job.settling):
-        if (start.isoformat(), end.isoformat()) not in done:
-            window = job.window.model_copy(update={"start": start, "end": end})
-            one = job.model_copy(update={"window": window})
-            yield run(one, beam_flags, span=span_of(job, start), seen_until=seen_until)
+        if (start, end) not in done:
+            yield run_window(job, start, end, functools.partial(source.find, seen_until=seen_until), beam_flags)
         seen_until = end + job.window.slack
+
+
+def run_window(job: config.Job, start: dt.datetime, end: dt.datetime, find: Find, beam_flags: Sequence[str] = ()) -> Path:
+    """Releases one of the job's windows. `find`, returns, raises: as `run`."""
+    one = job.model_copy(update={"window": job.window.model_copy(update={"start": start, "end": end})})
+    return run(one, beam_flags, span=span_of(job, start), find=find)
+
+
+def settle(job: config.Job) -> set[tuple[dt.datetime, dt.datetime]]:
+    """Ends what a crash cut short in the job's store; returns start and end of each window that the job has published.
+
+    Raises:
+        errors.AlreadyReleasedError: the store doesn't hold one of them, or another run has the job in hand.
+    """
+    done = [release for release in _settled(job) if (release["job"], release["status"]) == (job.job.name, ledger.PUBLISHED)]
+    for release in done:
+        _shown(store.Store(job.job.store), release["release_id"])
+    time = dt.datetime.fromisoformat
+    return {(time(release["window_start"]), time(release["window_end"])) for release in done}
 
 
 def span_of(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
@@ -365,19 +383,16 @@ def _run(
     beam_flags: Sequence[str],
     allow_another: bool,
     span: tuple[dt.datetime, dt.datetime] | None,
-    seen_until: dt.datetime | None,
+    find: Find,
 ) -> Path:
     kept.check(account.releases())
-    public = load_catalogue(job)
+    public = source.load_catalogue(job)
     _check_memory(job, public)
     planned = plan(job, public, span)
-    found_events = source.find(
-        job, planned.now, None if public is None else public.table["item_id"].combine_chunks(), seen_until
-    )
-    key = found_events.reader.decoding.key
+    found_events = find(job, planned.now, None if public is None else public.table["item_id"].combine_chunks())
     # A window stays closed, whatever comes since.
     digests = found_events.digests if job.window.size == "all" else {}
-    request = dataclasses.replace(_request(account, planned, key, digests, allow_another), lease=held)
+    request = dataclasses.replace(_request(account, planned, found_events.key, digests, allow_another), lease=held)
     account.check(request)
     kept.settle(account.releases())
     found = account.find(request)
@@ -461,14 +476,6 @@ def _check_memory(job: config.Job, public: catalogue.Catalogue | None) -> None:
             f"{available / 1e9:.1f} GB may be used. Set it to at most {cooccurrence.most_items(available)}, raise "
             "runner.memory_gb, or take a larger machine."
         )
-
-
-def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:
-    """Reads the job's catalogue, if it has one."""
-    section = job.catalogue
-    if section is None:
-        return None
-    return catalogue.load(section.path, section.columns, section.features, section.kinds, section.multi_separator)
 
 
 def _selection_params(plan: Plan) -> selection.SelectionParams:

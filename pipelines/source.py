@@ -2,17 +2,35 @@
 
 import datetime as dt
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import apache_beam as beam
 import pyarrow as pa
 
-from data import ledger, store
+from data import catalogue, ledger, store
 from pipelines import config
-from transforms import bounding
-from transforms.ingest import consent, dead_letters, decode, events, formats, pseudonym, sources, topics
+from transforms import bounding, spill
+from transforms.ingest import consent, dead_letters, decode, events, formats, kafka_client, pseudonym, sources, stream, topics
 
 log = logging.getLogger(__name__)
+
+
+class Read(NamedTuple):
+    """What a source gives to a release.
+
+    Attributes:
+        grouped: CONTRIBUTIONS by bucket.
+        users: the same without those who have opted out since.
+        outcomes: one tally.
+        dead_letters: as JSON lines.
+    """
+
+    grouped: beam.PCollection[pa.Table | spill.Part]
+    users: beam.PCollection[pa.Table | spill.Part]
+    outcomes: beam.PCollection[dict[str, int]]
+    dead_letters: beam.PCollection[str]
 
 
 class Source(NamedTuple):
@@ -29,8 +47,65 @@ class Source(NamedTuple):
     rows: int
     digests: dict[str, str]
 
+    @property
+    def key(self) -> bytes:
+        """Of the pseudonyms."""
+        return self.reader.decoding.key
 
-def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, seen_until: dt.datetime | None) -> Source:
+    def read(self, root: beam.Pipeline, group: bounding.GroupByUser) -> Read:
+        """Reads the events and groups them by user."""
+        ingested = root | "IngestEvents" >> events.IngestEvents(self.parts, self.reader)
+        users = ingested.events | "GroupByUser" >> group
+        return Read(users, users, ingested.outcomes, ingested.dead_letters)
+
+
+class ClosedWindow(NamedTuple):
+    """A window that a stream has read and grouped; as Source, but for the opt-outs, which came meanwhile."""
+
+    closed: stream.Closed
+    key: bytes
+    opt_outs: pa.Array | None
+
+    @property
+    def parts(self) -> Sequence[Any]:
+        """As Source."""
+        return self.closed.parts
+
+    @property
+    def rows(self) -> int:
+        """As Source."""
+        return sum(self.closed.outcomes.values())
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """As Source."""
+        return {path: f"-{stop}" for path, stop in self.closed.read.items()}
+
+    def read(self, root: beam.Pipeline, group: bounding.GroupByUser) -> Read:
+        """Takes up what was read and grouped before."""
+        grouped = root | "ClosedWindow" >> beam.Create(self.closed.parts, reshuffle=True).with_output_types(spill.Part)
+        users = grouped
+        if self.opt_outs is not None and len(self.opt_outs):
+            left_out = pseudonym.pseudonymise(self.opt_outs, self.key)
+            users |= "WithoutOptOuts" >> beam.FlatMap(_without, left_out).with_output_types(pa.Table)
+        outcomes = root | "Outcomes" >> beam.Create([self.closed.outcomes])
+        letters = (
+            root | "LetterFiles" >> beam.Create(self.closed.letters) | "Letters" >> beam.FlatMap(_lines).with_output_types(str)
+        )
+        return Read(grouped, users, outcomes, letters)
+
+
+def _without(part: spill.Part, left_out: pa.Array) -> Iterator[pa.Table]:
+    rows = bounding.without(spill.read(part), "privacy_id", left_out)
+    if rows.num_rows:
+        yield rows
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, seen_until: dt.datetime | None = None) -> Source:
     """Finds the events of the job's window.
 
     Args:
@@ -47,7 +122,7 @@ def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, seen
         pseudonym.read_key(job.privacy.key_file),
         opt_outs(job),
         catalogue_ids,
-        [name for name in bounding.BUCKET_EVENTS.names if name != "value" or job.source.weigh_by_value],
+        _fields(job),
     )
     if job.source.kind == "kafka":
         return _topic(job, decoding, now, seen_until)
@@ -58,22 +133,91 @@ def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, seen
 
 
 def _topic(job: config.Job, decoding: events.Decoding, now: dt.datetime, seen_until: dt.datetime | None) -> Source:
-    source, rules, kafka = job.source, decoding.rules, job.kafka
-    if kafka is None or source.topic is None:
-        raise ValueError("Source: a job from Kafka has a broker and a topic.")
-    slack = dt.timedelta(seconds=rules.slack_seconds)
+    kafka, topic, rules = *_of_topic(job), decoding.rules
     parts = topics.ranges(
         kafka.connection,
-        source.topic,
+        topic,
         since=rules.window_start - dt.timedelta(seconds=rules.max_skew_seconds),
-        until=min(rules.window_end + slack, now),
+        until=min(rules.window_end + job.window.slack, now),
         new_since=seen_until,
         allow_create_time=kafka.allow_create_time,
     )
-    columns = [name for name in rules.source_columns if name not in (topics.ARRIVAL, topics.KEY)]
-    form = formats.of(source.format, columns, source.schema_file, source.schemas or None, source.message)
-    reader = topics.ReadAndDecodeTopic(kafka.connection, form, decoding, kafka.allow_create_time)
+    reader = topics.ReadAndDecodeTopic(kafka.connection, _format(job, rules), decoding, kafka.allow_create_time)
     return Source(parts, reader, sum(part.stop - part.start for part in parts), topics.digests(parts))
+
+
+def stream_partitions(job: config.Job, first: tuple[dt.datetime, dt.datetime], number: int) -> list[stream.Partition]:
+    """Finds where a stream begins in each partition, so that it has all of a window, of that number, and of those after.
+
+    Raises:
+        kafka_client.KafkaError: the topic can't be read.
+    """
+    kafka, topic = _of_topic(job)
+    since = first[0] - dt.timedelta(seconds=job.source.max_skew_seconds)
+    found = topics.ranges(kafka.connection, topic, since, since, None, kafka.allow_create_time)
+    return [stream.Partition(part.topic, part.partition, part.start, number) for part in found]
+
+
+def topic_partitions(job: config.Job) -> list[int]:
+    """Returns the partitions that the job's topic has now."""
+    kafka, topic = _of_topic(job)
+    return kafka_client.partitions(kafka.connection, topic, "READ")
+
+
+def stream_reader(
+    job: config.Job, first: tuple[dt.datetime, dt.datetime], directory: str
+) -> tuple[stream.ReadTopicForever, stream.Windows]:
+    """Makes the step that streams the job's topic from a window on, and the windows that its events are in.
+
+    Args:
+        directory: where dead letters wait.
+
+    Raises:
+        formats.SchemaError, pseudonym.PseudonymKeyError, catalogue.CatalogueError: bad input.
+    """
+    kafka, _ = _of_topic(job)
+    window = job.window
+    windows = stream.Windows(window.start, window.end, window.duration, window.step, window.slack, job.settling)
+    rules = event_rules(job, dt.datetime.now(dt.UTC))
+    public = load_catalogue(job)
+    decoding = events.Decoding(
+        rules,
+        pseudonym.read_key(job.privacy.key_file),
+        # Those who opt out later are left out of the windows that close then (ClosedWindow).
+        opt_outs(job),
+        None if public is None else public.table["item_id"].combine_chunks(),
+        [*_fields(job), "event_time", "arrival_time"],
+    )
+    before = first[1] - window.step + window.slack if first[0] > window.start else None
+    form = _format(job, rules)
+    return stream.ReadTopicForever(
+        kafka.connection, form, decoding, windows, before, directory, kafka.allow_create_time
+    ), windows
+
+
+def _of_topic(job: config.Job) -> tuple[config.KafkaSection, str]:
+    if job.kafka is None or job.source.topic is None:
+        raise ValueError('the job has no topic: source.kind is not "kafka".')
+    return job.kafka, job.source.topic
+
+
+def _format(job: config.Job, rules: decode.EventRules) -> formats.Format:
+    """Of the messages of the job's topic."""
+    columns = [name for name in rules.source_columns if name not in (topics.ARRIVAL, topics.KEY)]
+    section = job.source
+    return formats.of(section.format, columns, section.schema_file, section.schemas or None, section.message)
+
+
+def _fields(job: config.Job) -> list[str]:
+    return [name for name in bounding.BUCKET_EVENTS.names if name != "value" or job.source.weigh_by_value]
+
+
+def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:
+    """Reads the job's catalogue, if it has one."""
+    section = job.catalogue
+    if section is None:
+        return None
+    return catalogue.load(section.path, section.columns, section.features, section.kinds, section.multi_separator)
 
 
 def deliver(job: config.Job, kept: store.Store, releases: Sequence[Mapping[str, Any]]) -> None:

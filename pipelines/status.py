@@ -72,10 +72,10 @@ class Run:
 
     Attributes:
         seconds: all of it, without training; None: it didn't end by itself.
-        read_seconds: until all was read and counted.
+        read_seconds: until all was read and counted; None: a stream read it before.
         outcomes: rows by what became of them.
         late_share: of the events that are late or count.
-        repeated: events that count and are repeats; None: unknown, as the release was refused.
+        repeated: events of the window that are repeats; None: unknown, as the release was refused.
         refused: why.
     """
 
@@ -83,8 +83,8 @@ class Run:
     window_end: dt.datetime
     started: dt.datetime
     seconds: float | None
-    read_seconds: float
-    rows_per_second: float
+    read_seconds: float | None
+    rows_per_second: float | None
     outcomes: dict[str, int]
     dead_share: float
     late_share: float
@@ -97,7 +97,7 @@ class Totals:
     """Events of all released windows whose figures the store has (`windows`).
 
     Attributes:
-        ok: that count, repeats among them.
+        ok: that count, repeats among them; of a stream, those that it has read until the last window closed.
         dead: None for files that are read again for each window.
     """
 
@@ -282,7 +282,7 @@ def _run(record: Mapping[str, Any]) -> Run:
         started=started,
         seconds=None if ended is None else (ended - started).total_seconds(),
         read_seconds=record["read_seconds"],
-        rows_per_second=sum(outcomes.values()) / max(record["read_seconds"], 1e-3),
+        rows_per_second=sum(outcomes.values()) / max(record["read_seconds"], 1e-3) if record["read_seconds"] else None,
         outcomes=dict(sorted(outcomes.items())),
         dead_share=record["malformed_share"],
         late_share=late / (late + ok) if late else 0.0,
@@ -324,8 +324,8 @@ def _latency(seconds: Sequence[float]) -> Latency | None:
 def _budget(job: config.Job, account: ledger.Ledger, known: ledger.Contract, released: Mapping[int, Any]) -> Iterator[Budget]:
     """What is left in each period that the next window touches, or else the last one."""
     windows = job.window.count(job.window.end)
-    number = next((number for number in range(windows) if number not in released), windows - 1)
-    start, end = job.window.bounds(number)
+    # A stream goes on behind a window that was refused.
+    start, end = job.window.bounds(min(max(released, default=-1) + 1, windows - 1))
     one = job.model_copy(update={"window": job.window.model_copy(update={"start": start, "end": end})})
     # What a window costs doesn't hang on key, catalogue or data.
     request = release.plan(one, None, release.span_of(job, start)).request(b"", {}, 0)
@@ -441,7 +441,7 @@ def as_text(found: Status) -> Iterator[str]:
         yield (
             f"last run: {_time(run.window_start)} to {_time(run.window_end)}, started {_time(run.started)}, "
             + ("unfinished" if run.seconds is None else f"{run.seconds:.1f} s")
-            + f", {run.rows_per_second:.0f} rows a second: "
+            + (": " if run.rows_per_second is None else f", {run.rows_per_second:.0f} rows a second: ")
             + (", ".join(f"{outcome} {count}" for outcome, count in counts.items()) or "no rows")
         )
     yield (

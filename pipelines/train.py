@@ -1,16 +1,26 @@
 """The training job: the newest release's tables in, a model's tables out. It reads no events."""
 
+import datetime as dt
 import importlib.metadata
 import logging
 import math
+import time
 from pathlib import Path
 
 from data import errors, store, tables
 from models import training
-from pipelines import config, contract, release
+from pipelines import config, contract, source
 from transforms.privacy import budget
 
 log = logging.getLogger(__name__)
+
+
+def run_if_due(job: config.Job, release_id: str) -> None:
+    """Trains on a release, unless there is a model that is younger than model.retrain."""
+    model = store.Store(job.job.store).latest_model()
+    age = dt.timedelta.max if model is None else dt.timedelta(seconds=time.time() - model.stat().st_mtime)
+    if age >= job.model.lasts:
+        run(job, release_id)
 
 
 def run(job: config.Job, release_id: str | None = None) -> Path:
@@ -32,12 +42,12 @@ def run(job: config.Job, release_id: str | None = None) -> Path:
             "no item passed the selection's threshold: the model is empty. More users, a larger privacy.total_epsilon or a "
             "public [catalogue] let items through"
         )
-    settings = training.Settings(**job.model.model_dump())
+    settings = training.Settings(**job.model.model_dump(exclude={"retrain"}))
     trained = training.train(
         items,
         kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS),
         mechanism["noise_sd"] / math.sqrt(2),
-        release.load_catalogue(job),
+        source.load_catalogue(job),
         settings,
     )
     model = kept.add_model(
@@ -49,7 +59,7 @@ def run(job: config.Job, release_id: str | None = None) -> Path:
             "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,
             "epochs": settings.epochs,
             "items": trained.embeddings.num_rows,
-            "parameters": job.model.model_dump(),
+            "parameters": job.model.model_dump(exclude={"retrain"}),
             "code_version": importlib.metadata.version("sottovoce"),
         },
     )

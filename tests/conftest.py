@@ -1,11 +1,12 @@
 """No test touches the ledger of whoever runs it. Real brokers: one open to all and one secure, each started once."""
 
 import os
+import pathlib
 from collections.abc import Iterator
 
 import pytest
 
-from runners import kafka
+from runners import jars, job_server, kafka
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,11 +18,23 @@ def state_of_the_session(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def kafka_jars() -> None:
-    """Apache Kafka is there: without it, what needs it is skipped, and fails in CI."""
+    """Apache Kafka is there."""
+    need(kafka.LOCK)
+
+
+@pytest.fixture(scope="session")
+def flink_jars() -> None:
+    """Flink is there."""
+    need(job_server.LOCK)
+
+
+def need(lock: pathlib.Path) -> None:
+    """Fetches jars: without them, what needs them is skipped, and fails in CI."""
     try:
-        kafka.fetch_jars()
-    except kafka.BrokerError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"NOT RUN: no Apache Kafka: {error}")
+        jars.java()
+        jars.fetch_jars(lock)
+    except jars.JarsError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"NOT RUN: {lock.stem} is not there: {error}")
 
 
 @pytest.fixture(scope="session")

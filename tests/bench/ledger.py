@@ -125,7 +125,8 @@ def write_past(url: str, n: int) -> None:
     releases, charges, history = [], [], []
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        previous = connection.scalar(sa.select(ledger.HISTORY.c.hash))
+        last = connection.execute(sa.select(ledger.HISTORY).order_by(ledger.HISTORY.c.number.desc()).limit(1)).one()
+        previous = last.hash
         for sequence in range(1, n + 1):
             reserved = _release(sequence)
             key = {"release_id": reserved["release_id"]}
@@ -136,7 +137,7 @@ def write_past(url: str, n: int) -> None:
                 (ledger.PUBLISHED, published),
             ):
                 row = {
-                    "number": len(history) + 2,
+                    "number": last.number + 1 + len(history),
                     "at": ledger._now(),
                     "kind": kind,
                     "data_set": "shop",

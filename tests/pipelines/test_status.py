@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import prometheus_client.parser
+import pyarrow.parquet as pq
 import pytest
 
 from data import errors, ledger
@@ -262,6 +263,9 @@ def test_exact_figures_stay_on_the_operators_side(files):
     [*manifests] = (files.parent / "store" / "releases").glob("*/manifest.json")
     assert len(manifests) == 2
     assert not [word for path in manifests for word in ("repeated", "outcomes", "read_seconds") if word in path.read_text()]
+    [*tables] = (files.parent / "store" / "releases").glob("*/*/*.parquet")
+    assert len(tables) >= 6
+    assert not [path for path in tables if b"repeated" in (pq.read_schema(path).metadata or {})]
 
 
 def scrape(port: int, host: str = "127.0.0.1") -> dict[tuple, float]:

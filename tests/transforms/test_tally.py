@@ -40,3 +40,9 @@ def test_without_events_there_are_no_repeats(tmp_path):
 
 def test_what_is_refused_has_no_counts(tmp_path):
     assert run(tmp_path, None, ROWS, []) == {"outcomes": {"ok": 6, "late": 7}}
+
+
+def test_repeats_are_counted_of_a_bucket_as_it_was_grouped():
+    batch = encoded([(i, pseudonym(user), item, "view", None) for i, user, item in ROWS], bounding.BUCKET_EVENTS)
+    assert bounding.repeated(bounding.contributions([batch], {"view": 1.0})) == 2
+    assert bounding.repeated(bounding.contributions([], {"view": 1.0})) == 0

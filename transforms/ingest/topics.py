@@ -10,7 +10,7 @@ import datetime as dt
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -31,12 +31,14 @@ _KEY_BYTES, _VALUE_BYTES = "__key_bytes", "__value_bytes"
 CLOCK_STEP = dt.timedelta(seconds=60)
 """How far a broker's clock may be set back without a message being missed: ranges end so much later than they must."""
 
-_BATCH_ROWS = 1 << 17
-_BATCH_BYTES = 64 << 20
-_POLL_ROWS = 20_000
-_POLL_MS = 200
 _SAY_SECONDS = 10.0
 _LOG_APPEND_TIME = 1
+
+BATCH_ROWS = 1 << 17
+BATCH_BYTES = 64 << 20
+"""About how much is decoded at once."""
+POLL_ROWS = 20_000
+POLL_MS = 200
 
 FETCH = {
     "isolation_level": "read_committed",
@@ -91,7 +93,7 @@ def ranges(
     with kafka_client.consumer(connection, **FETCH) as client:
         starts, stops = (
             client.offsets_for_times(
-                {place: _milliseconds(at) for place in places.values()}, timeout_ms=kafka_client.TIMEOUT_SECONDS * 1000
+                {place: milliseconds(at) for place in places.values()}, timeout_ms=kafka_client.TIMEOUT_SECONDS * 1000
             )
             for at in (since, until + CLOCK_STEP)
         )
@@ -139,7 +141,7 @@ def _polls(client: kafka.KafkaConsumer, place: kafka.TopicPartition, start: int,
     client.seek(place, start)
     position, heard = start, time.monotonic()
     while position < stop:
-        records = client.poll(timeout_ms=_POLL_MS, max_records=_POLL_ROWS).get(place, [])
+        records = client.poll(timeout_ms=POLL_MS, max_records=POLL_ROWS).get(place, [])
         reached = client.position(place)
         if reached is not None and reached > position:
             # Past the last record where transactions left their marks.
@@ -153,7 +155,7 @@ def _polls(client: kafka.KafkaConsumer, place: kafka.TopicPartition, start: int,
 def batches(
     client: kafka.KafkaConsumer, part: Range, claim: Any, form: formats.Format, has_key: bool, allow_create_time: bool
 ) -> Iterator[pa.Table]:
-    """Yields a range's messages as rows: what the format gives, ARRIVAL, KEY, and sources.ROW: the offset.
+    """Yields a range's messages, as `rows` makes them.
 
     Args:
         claim: is told each offset up to which messages are about to be yielded; no more are read when it says no.
@@ -167,21 +169,30 @@ def batches(
     for records, position in _polls(client, place, part.start, part.stop):
         waiting += records
         n_bytes += sum(max(record.serialized_value_size, 0) for record in records)
-        if len(waiting) >= _BATCH_ROWS or n_bytes >= _BATCH_BYTES or position >= part.stop:
+        if len(waiting) >= BATCH_ROWS or n_bytes >= BATCH_BYTES or position >= part.stop:
             if not claim(min(position, part.stop) - 1):
                 return
-            if any(record.timestamp_type != _LOG_APPEND_TIME for record in waiting) and not allow_create_time:
-                raise _not_the_brokers(part.topic)
-            table = _rows([record for record in waiting if record.offset < part.stop], part, form, has_key)
-            if table.num_rows:
-                yield table
+            check_times(part.topic, waiting, allow_create_time)
+            arrived_by = milliseconds(part.until)
+            wanted = [record for record in waiting if record.offset < part.stop and record.timestamp <= arrived_by]
+            if wanted:
+                yield rows(wanted, form, has_key)
             waiting, n_bytes = [], 0
 
 
-def _rows(records: Sequence[Any], part: Range, form: formats.Format, has_key: bool) -> pa.Table:
+def check_times(topic: str, records: Iterable[Any], allow_create_time: bool) -> None:
+    """Checks whose times the records have.
+
+    Raises:
+        kafka_client.KafkaError: their producers', and that isn't allowed.
+    """
+    if not allow_create_time and any(record.timestamp_type != _LOG_APPEND_TIME for record in records):
+        raise _not_the_brokers(topic)
+
+
+def rows(records: Sequence[Any], form: formats.Format, has_key: bool) -> pa.Table:
+    """Makes rows of kafka-python's records: what the format gives, ARRIVAL, sources.ROW (the offset), KEY if it is mapped."""
     arrived = np.array([record.timestamp for record in records], np.int64)
-    in_time = np.flatnonzero(arrived <= _milliseconds(part.until))
-    records, arrived = [records[i] for i in in_time.tolist()], arrived[in_time]
     offsets = np.array([record.offset for record in records], np.int64)
     keys = pa.array([record.key for record in records], pa.binary())
     values = pa.array([record.value for record in records], pa.binary())
@@ -199,21 +210,26 @@ def _rows(records: Sequence[Any], part: Range, form: formats.Format, has_key: bo
     )
 
 
-def _letters(part: Range, batch: pa.Table, dead: pa.Table) -> Iterator[str]:
-    """Dead letters as JSON lines, with the messages as they came; those of this range alone, not an earlier window's."""
+def letters(batch: pa.Table, dead: pa.Table, new_since: dt.datetime | None = None) -> Iterator[str]:
+    """Yields dead letters as JSON lines, with the messages as they came.
+
+    Args:
+        batch: as `rows` makes it.
+        dead: letters of it.
+        new_since: leaves out what arrived by then.
+    """
     place = np.searchsorted(batch[sources.ROW].to_numpy(), dead["row"].to_numpy())
     messages = batch.select([ARRIVAL, _KEY_BYTES, _VALUE_BYTES]).take(pa.array(place)).to_pylist()
     for letter, message in zip(dead.to_pylist(), messages, strict=True):
-        if part.new_since is None or message[ARRIVAL] > part.new_since:
-            raw = {name: _base64(message[name]) for name in (_KEY_BYTES, _VALUE_BYTES)}
-            yield json.dumps({**letter, "key": raw[_KEY_BYTES], "value": raw[_VALUE_BYTES]})
+        if new_since is None or message[ARRIVAL] > new_since:
+            yield json.dumps({**letter, "key": _base64(message[_KEY_BYTES]), "value": _base64(message[_VALUE_BYTES])})
 
 
 def _base64(content: bytes | None) -> str | None:
     return None if content is None else base64.b64encode(content).decode()
 
 
-class _Tracker(restriction_trackers.OffsetRestrictionTracker):
+class Tracker(restriction_trackers.OffsetRestrictionTracker):
     """Offsets of one partition: read by one worker, in order, and not split further."""
 
     def try_split(self, fraction_of_remainder: float) -> Any:
@@ -238,8 +254,8 @@ class ReadAndDecodeTopic(events.DecodeBatches, beam.RestrictionProvider):
     def initial_restriction(self, element: Range) -> restriction_trackers.OffsetRange:
         return restriction_trackers.OffsetRange(element.start, element.stop)
 
-    def create_tracker(self, restriction: restriction_trackers.OffsetRange) -> _Tracker:
-        return _Tracker(restriction)
+    def create_tracker(self, restriction: restriction_trackers.OffsetRange) -> Tracker:
+        return Tracker(restriction)
 
     def restriction_size(self, element: Range, restriction: restriction_trackers.OffsetRange) -> int:
         return restriction.size()
@@ -259,12 +275,18 @@ class ReadAndDecodeTopic(events.DecodeBatches, beam.RestrictionProvider):
         with kafka_client.consumer(self._connection, **FETCH) as client:
             given = batches(client, part, tracker.try_claim, self._form, has_key, self._allow_create_time)
             for batch, decoded in self.decoded(part.path, given):
-                yield from self.outputs(decoded, _letters(part, batch, decoded.dead_letters))
+                yield from self.outputs(decoded, letters(batch, decoded.dead_letters, part.new_since))
                 log.info("read %d messages of %s", batch.num_rows, part.path)
 
 
-def _milliseconds(time: dt.datetime) -> int:
+def milliseconds(time: dt.datetime) -> int:
+    """Since the epoch, as Kafka has times."""
     return (time - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(milliseconds=1)
+
+
+def time_of(milliseconds_: int) -> dt.datetime:
+    """The other way."""
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=milliseconds_)
 
 
 def _not_the_brokers(topic: str) -> kafka_client.KafkaError:

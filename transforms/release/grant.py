@@ -14,7 +14,12 @@ TAKEN_OVER = "another run has taken this release over; nothing of this one was p
 
 
 class Asked(NamedTuple):
-    """Whom to ask, for what, and where to say what came of it, what was read (`digests`, by path) and since when."""
+    """Whom to ask, for what, and where to say what came of it, what was read (`digests`, by path) and how.
+
+    Attributes:
+        started: the run's start.
+        is_reading: the run reads the events itself; a stream's were read before.
+    """
 
     ledger_url: str
     request: ledger.Request
@@ -22,6 +27,7 @@ class Asked(NamedTuple):
     max_malformed_share: float
     digests: Mapping[str, str]
     started: dt.datetime
+    is_reading: bool = True
 
 
 def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
@@ -48,7 +54,7 @@ def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
         "window_start": asked.request.window_start.isoformat(),
         "window_end": asked.request.window_end.isoformat(),
         "started": asked.started.isoformat(),
-        "read_seconds": (dt.datetime.now(dt.UTC) - asked.started).total_seconds(),
+        "read_seconds": (dt.datetime.now(dt.UTC) - asked.started).total_seconds() if asked.is_reading else None,
         "source": dict(asked.digests),
         "outcomes": outcomes,
         "malformed_share": share,

@@ -4,28 +4,20 @@ from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data import ledger, store
-from transforms import spill
-from transforms.ingest import decode
+from transforms import bounding, spill
 
 
-def count_events(bucket: pa.Table | spill.Part) -> int:
-    """How many events a bucket's CONTRIBUTIONS are of."""
-    return pc.sum(spill.read(bucket)["events"]).as_py() or 0
+def repeated(bucket: pa.Table | spill.Part) -> int:
+    """How many events of a bucket were dropped as repeats."""
+    return bounding.repeated(spill.read(bucket))
 
 
-def note(events: int, letters: int, grants: Iterable[ledger.Grant], store_path: str, attempt: str) -> Iterator[ledger.Grant]:
-    """Writes down how many events were repeats, and how many dead letters there are; yields the grants after that.
-
-    Args:
-        events: that are left without repeats.
-    """
-    kept = store.Store(store_path)
+def note(repeats: int, letters: int, grants: Iterable[ledger.Grant], store_path: str, attempt: str) -> Iterator[ledger.Grant]:
+    """Writes down how many events were repeats, and how many dead letters there are; yields the grants after that."""
     for grant in grants:
-        repeated = kept.run_record(attempt)["outcomes"].get(decode.OK, 0) - events
-        kept.add_to_run_record(attempt, {"repeated": repeated, "dead_letters": letters})
+        store.Store(store_path).add_to_run_record(attempt, {"repeated": repeats, "dead_letters": letters})
         yield grant
 
 
@@ -46,7 +38,7 @@ class NoteCounts(beam.PTransform):
         letters = self._dead_letters | "CountLetters" >> beam.combiners.Count.Globally()
         return (
             buckets
-            | "CountEvents" >> beam.Map(count_events).with_output_types(int)
+            | "CountRepeats" >> beam.Map(repeated).with_output_types(int)
             | "AddUp" >> beam.CombineGlobally(sum)
             | "Note"
             >> beam.FlatMap(

@@ -1,0 +1,190 @@
+"""The job that never ends: a topic read for ever on Flink, each window released as it closes.
+
+Flink reads, decodes, groups by user and writes each closed window down; releasing, training and publishing are this process's,
+by the code of a scheduled run. When either dies the topic is read again, from the first window on that was not released: that
+stands in the ledger, and nothing else is remembered.
+"""
+
+import contextlib
+import datetime as dt
+import fcntl
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.runners.runner import PipelineState
+
+from data import book, errors, ledger, store
+from pipelines import config, publish, release, source, train
+from runners import flink
+from transforms import bounding
+from transforms.ingest import kafka_client, pseudonym, stream
+
+_LOOK_SECONDS = 0.1
+_PARTITIONS_SECONDS = 30.0
+"""How often new partitions are looked for."""
+_RESTART_SECONDS = 5.0
+_BUCKETS = 16
+_NO_CHECKPOINTS = "--checkpointing_interval=-1"
+"""The topic is what a stream begins again from; with checkpoints, windows closed some seconds later."""
+
+log = logging.getLogger(__name__)
+
+Window = tuple[dt.datetime, dt.datetime]
+
+
+def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | None = None) -> None:
+    """Releases windows as they close, until SIGTERM or SIGINT comes: a release that is under way is finished first.
+
+    A window that is refused is reported, and the stream goes on with the next.
+
+    Args:
+        until: ends when the last window that was closed then is released or refused.
+
+    Raises:
+        config.JobFileError: the job has no topic, or no windows of whole seconds.
+        errors.AlreadyReleasedError: the job is streamed already, or its store doesn't hold what it has published.
+        kafka_client.KafkaError: the topic can't be read.
+        KeyboardInterrupt: SIGINT came.
+    """
+    if job.source.topic is None or job.window.size == "all":
+        raise config.JobFileError('a stream needs source.kind = "kafka" and windows that follow one another (window.size).')
+    if job.window.start.microsecond:
+        raise config.JobFileError(f"window.start = {job.window.start}: a stream's windows start at whole seconds.")
+    done = release.settle(job)
+    last = dt.datetime.max.replace(tzinfo=dt.UTC) if until is None else until - job.settling
+    windows = (window for window in job.window.closed(last) if window not in done)
+    waiting = next(windows, None)
+    with _alone(store.Store(job.job.store)) as directory, _told() as told:
+        while waiting and not told:
+            begun = time.monotonic()
+            with contextlib.closing(_closed(job, waiting, directory, beam_flags, told)) as flow:
+                for closed in flow:
+                    if not _released(job, waiting, closed, told):
+                        break
+                    waiting = next(windows, None)
+                    if not waiting:
+                        break
+            while waiting and not told and time.monotonic() - begun < _RESTART_SECONDS:
+                time.sleep(_LOOK_SECONDS)
+    if signal.SIGINT in told:
+        raise KeyboardInterrupt
+
+
+def _closed(
+    job: config.Job, first: Window, directory: Path, beam_flags: Sequence[str], told: list[int]
+) -> Generator[stream.Closed, None, None]:
+    """Streams from a window on, and yields what windows hold as they close; ends when the stream has to be begun again."""
+    number = (first[0] - job.window.start) // job.window.step
+    run_directory = directory / store.new_id()
+    run_directory.mkdir(mode=0o700)
+    partitions = source.stream_partitions(job, first, number)
+    try:
+        pipeline = beam.Pipeline(options=flink.options([_NO_CHECKPOINTS, *beam_flags], streaming=True))
+    except ValueError as error:
+        raise config.JobFileError(str(error)) from error
+    group = bounding.GroupByUser(
+        book.SHARDS if job.window.max_windows_contributed else job.runner.buckets or _BUCKETS,
+        job.source.event_types,
+        str(run_directory),
+    )
+    reader, windows = source.stream_reader(job, first, str(run_directory))
+    _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, reader, windows, group)
+    log.info("streaming %s from offsets %s on", job.source.topic, {part.partition: part.start for part in partitions})
+    result = pipeline.run()
+    try:
+        looked = time.monotonic()
+        while not told and not PipelineState.is_terminal(result.state):
+            closed = stream.find_closed(run_directory, number)
+            if closed is not None:
+                yield closed
+                number += 1
+            elif time.monotonic() - looked < _PARTITIONS_SECONDS:
+                time.sleep(_LOOK_SECONDS)
+            else:
+                looked = time.monotonic()
+                if _has_new_partitions(job, partitions):
+                    log.info("%s has new partitions: reading them too", job.source.topic)
+                    return
+        if not told:
+            log.error("the stream ended (%s); beginning it again", result.state)
+    finally:
+        result.cancel()
+        shutil.rmtree(run_directory, ignore_errors=True)
+
+
+def _released(job: config.Job, window: Window, closed: stream.Closed, told: list[int]) -> bool:
+    """Releases a closed window, trains and publishes; says whether that was done or refused. Else it was told to stop.
+
+    Raises:
+        errors.AlreadyReleasedError: another run has the job in hand.
+    """
+
+    def find(one: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None) -> source.ClosedWindow:
+        return source.ClosedWindow(closed, pseudonym.read_key(one.privacy.key_file), source.opt_outs(one))
+
+    while not told:
+        try:
+            train.run_if_due(job, release.run_window(job, *window, find).name)
+            publish.run(job)
+        except (ledger.BudgetRefusedError, errors.RefusedError) as error:
+            log.error("the window from %s to %s is not released: %s", *window, error)
+        except errors.AlreadyReleasedError:
+            raise
+        except errors.UserError as error:
+            log.error("the window from %s to %s has to wait: %s", *window, error)
+            time.sleep(_RESTART_SECONDS)
+            continue
+        return True
+    return False
+
+
+def _has_new_partitions(job: config.Job, partitions: Sequence[stream.Partition]) -> bool:
+    try:
+        there = source.topic_partitions(job)
+    except kafka_client.KafkaError as error:
+        log.warning("%s", error)
+        return False
+    return set(there) > {part.partition for part in partitions}
+
+
+@contextlib.contextmanager
+def _alone(kept: store.Store) -> Iterator[Path]:
+    """Keeps other streams of the job away; yields the directory in which what has closed waits, empty."""
+    directory = kept.operator("stream")
+    with (directory / ".running").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.AlreadyReleasedError(f"{kept.path}: the job is streamed already.") from error
+        for left in directory.glob("*/"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield directory
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[list[int]]:
+    """Yields a list to which SIGTERM and SIGINT add themselves."""
+    told: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        told.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    cli.main_of("stream")

