@@ -30,6 +30,7 @@ setuptools.setup(
         "lz4>=4.3,<5",
         "numpy>=2.0,<3",
         "pipeline-dp>=0.3.1,<0.4",
+        "prometheus-client>=0.21,<1",
         "protobuf>=6.31,<7",
         "pyarrow>=18",
         "pydantic>=2.10,<3",

@@ -554,9 +554,15 @@ class Ledger:
             known = self._release(connection, request)
         return None if known is None or known.status == REFUSED else Grant(known.release_id, known.fence, known.status)
 
-    def releases(self, data_set: str | None = None) -> list[dict[str, Any]]:
-        """Returns what was reserved for a data set, or for all, in that order, published or not; `charge` is decoded."""
-        query = sa.select(RELEASES).where(RELEASES.c.status != REFUSED).order_by(RELEASES.c.sequence)
+    def releases(self, data_set: str | None = None, with_refused: bool = False) -> list[dict[str, Any]]:
+        """Returns what was reserved for a data set, or for all, in that order, published or not; `charge` is decoded.
+
+        Args:
+            with_refused: what was asked for and never granted as well.
+        """
+        query = sa.select(RELEASES).order_by(RELEASES.c.sequence)
+        if not with_refused:
+            query = query.where(RELEASES.c.status != REFUSED)
         if data_set is not None:
             query = query.where(RELEASES.c.data_set == data_set)
         with self._reading() as connection:
@@ -589,12 +595,14 @@ class Ledger:
 
     # History
 
-    def history(self, data_set: str | None = None) -> list[dict[str, Any]]:
-        """Returns the history's rows, oldest first, of one data set or of all; `body` is decoded."""
+    def history(self, data_set: str | None = None, kind: str | None = None) -> list[dict[str, Any]]:
+        """Returns the history's rows, oldest first, of one data set or of all, of one kind or of all; `body` is decoded."""
         with self._reading() as connection:
             query = sa.select(HISTORY).order_by(HISTORY.c.number)
             if data_set is not None:
                 query = query.where(HISTORY.c.data_set == data_set)
+            if kind is not None:
+                query = query.where(HISTORY.c.kind == kind)
             return [{**row, "body": json.loads(row["body"])} for row in connection.execute(query).mappings()]
 
     def verify(self, head: str | None = None) -> str:

@@ -170,6 +170,14 @@ class Store:
         """Returns the run's exact figures, if this store has them."""
         return self.run_record(attempt) if (self.path / "operator" / "runs" / f"{attempt}.json").exists() else None
 
+    def add_to_run_record(self, attempt: str, figures: Mapping[str, Any]) -> None:
+        """Adds exact figures to a run's record."""
+        self.write_run_record(attempt, {**self.run_record(attempt), **figures})
+
+    def run_records(self) -> dict[str, dict[str, Any]]:
+        """Returns the exact figures of all runs that this store has, by their attempts."""
+        return {path.stem: json.loads(path.read_text()) for path in (self.path / "operator" / "runs").glob("[!.]*.json")}
+
     def make(self) -> None:
         """Makes the store's directory.
 

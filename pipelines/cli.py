@@ -3,10 +3,12 @@
 # Each command imports what it needs: a query should not wait for Beam.
 
 import argparse
+import contextlib
 import datetime as dt
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -86,7 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     schedule.add_argument(
         "--foreground", action="store_true", help="here and now; without it, print a systemd timer and a cron line"
     )
+    schedule.add_argument("--metrics", type=_port, metavar="PORT", help="with --foreground: Prometheus metrics on 127.0.0.1")
     schedule.set_defaults(command=_schedule, takes_flags=True)
+    state_of = commands.add_parser("status", help="lag, delay, latency, budget left and alerts of a job", allow_abbrev=False)
+    state_of.add_argument("job", type=Path, metavar="JOB.toml")
+    given = state_of.add_mutually_exclusive_group()
+    given.add_argument("--format", choices=("text", "json"), default="text")
+    given.add_argument("--serve", type=_port, metavar="PORT", help="Prometheus metrics on 127.0.0.1, until SIGTERM")
+    state_of.set_defaults(command=_status, takes_flags=True)
     _add_budget(commands.add_parser("budget", help="what may be spent, and what was", allow_abbrev=False))
     ask = commands.add_parser("query", help="query the published database with SQL", allow_abbrev=False)
     ask.add_argument("sql", metavar="SQL")
@@ -146,6 +155,12 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--username")
     parser.add_argument("--password-file", type=Path)
     parser.set_defaults(command=_replay)
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: 1 to 65535, or 0 for any that is free")
+    return int(text)
 
 
 def _speed(text: str) -> float:
@@ -272,8 +287,11 @@ def _schedule(arguments: argparse.Namespace, flags: list[str]) -> None:
     # Windows of which each starts a step after the one before end a step after one another too.
     times = schedule.cadence(window.start + window.duration - window.step, window.step, window.slack + job.settling)
     command = [sys.executable, "-m", "pipelines.cli", "run", str(arguments.job.absolute()), "--until", "now", *flags]
+    if arguments.metrics is not None and not arguments.foreground:
+        raise config.JobFileError("--metrics: needs --foreground; with systemd or cron, `sottovoce status --serve` has them.")
     if arguments.foreground:
-        schedule.run(times, command)
+        with _metrics(job, arguments.metrics):
+            schedule.run(times, command)
         return
     given, secrets = config.variables()
     # Always: systemd and cron may have another HOME, and so another default ledger.
@@ -283,6 +301,32 @@ def _schedule(arguments: argparse.Namespace, flags: list[str]) -> None:
         print("# or in a crontab:\n" + schedule.cron_line(times, command, Path.cwd(), environment, secrets), end="")
     except ValueError as error:
         raise config.JobFileError(f"schedule: {error}") from error
+
+
+@contextlib.contextmanager
+def _metrics(job: "config.Job", port: int | None) -> Iterator[None]:
+    """Serves the job's metrics meanwhile, if there is a port for them."""
+    from pipelines import metrics
+
+    if port is None:
+        yield
+        return
+    with metrics.serving(job, port):
+        yield
+
+
+def _status(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import status
+
+    job = _own_flags_only(arguments, flags)
+    if arguments.serve is not None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        with _metrics(job, arguments.serve):
+            signal.pause()
+        return
+    found = status.read(job)
+    print(status.as_json(found) if arguments.format == "json" else "\n".join(status.as_text(found)))
+    status.check(found)
 
 
 def _train(arguments: argparse.Namespace, flags: list[str]) -> None:

@@ -201,10 +201,21 @@ class WindowSection(_Section):
 
     def closed(self, now: dt.datetime) -> Iterator[tuple[dt.datetime, dt.datetime]]:
         """Yields the windows that are over at `now`, slack included, in order: told by this section and the clock alone."""
-        start, duration = self.start, self.duration
-        while start + duration <= self.end and start + duration + self.slack <= now:
-            yield start, start + duration
-            start += self.step
+        for number in range(self.closed_count(now)):
+            yield self.bounds(number)
+
+    def closed_count(self, now: dt.datetime) -> int:
+        """How many windows are over at `now`, slack included."""
+        return self.count(min(self.end, now - self.slack))
+
+    def count(self, time: dt.datetime) -> int:
+        """How many windows end by a time, whether the job goes on until then or not."""
+        return max(0, (time - self.start - self.duration) // self.step + 1)
+
+    def bounds(self, number: int) -> tuple[dt.datetime, dt.datetime]:
+        """Start and end of a window, counted from 0."""
+        start = self.start + number * self.step
+        return start, start + self.duration
 
     @pydantic.field_validator("start", "end", mode="before")
     @classmethod
@@ -351,6 +362,16 @@ class RunnerSection(_Section):
     memory_gb: float | None = Field(None, gt=0)
 
 
+class AlertsSection(_Section):
+    """[alerts]: when `sottovoce status` says that something is wrong."""
+
+    max_lag: int | None = Field(None, ge=0)
+    max_delay_seconds: float | None = Field(None, gt=0)
+    max_dead_share: float | None = Field(None, ge=0, le=1)
+    max_late_share: float | None = Field(None, ge=0, le=1)
+    min_windows_left: Positive | None = None
+
+
 class Job(pydantic_settings.BaseSettings):
     """A whole job file."""
 
@@ -370,6 +391,7 @@ class Job(pydantic_settings.BaseSettings):
     model: ModelSection = ModelSection()
     publish: PublishSection = PublishSection()
     runner: RunnerSection = RunnerSection()
+    alerts: AlertsSection = AlertsSection()
 
     @property
     def settling(self) -> dt.timedelta:
@@ -380,6 +402,12 @@ class Job(pydantic_settings.BaseSettings):
     def _broker_of_the_topic(self) -> "Job":
         if (self.source.kind == "kafka") != (self.kafka is not None):
             raise ValueError('the section [kafka] is for source.kind = "kafka", which needs it')
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _lag_of_a_topic(self) -> "Job":
+        if self.alerts.max_lag is not None and self.kafka is None:
+            raise ValueError('alerts.max_lag: files have no lag; it is for source.kind = "kafka"')
         return self
 
     @pydantic.model_validator(mode="after")

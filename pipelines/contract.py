@@ -107,11 +107,7 @@ def show(job: config.Job) -> Iterator[str]:
     series = kept.series(contract.data_set)
     for spent in kept.spent(contract.data_set):
         used = privacy_filter.spent_epsilon(contract.composition, spent.cost, contract.noise_delta)
-        rooms = [(contract.capacity - spent.cost) / cost] if cost else []
-        rooms += [(contract.selection_delta - spent.delta) / aside] if aside else []
-        # A hair against rounding: shares are charged a hair below what they say.
-        room = max(0, math.floor(min(rooms) + 1e-12)) if rooms else 0
-        left = f"room for {room} more like the last one"
+        left = f"room for {room(contract, spent, cost, aside)} more like the last one"
         if planned := [each for each in series if each["period"] == spent.period]:
             left = ", ".join(
                 f"{each['job']} has released {len(each['pages'])} of {each['windows']} planned windows, each user in at most "
@@ -122,6 +118,14 @@ def show(job: config.Job) -> Iterator[str]:
         yield f"{spent.period}: {spent.releases} release(s) spent epsilon {used:.4g} of {contract.total_epsilon:g}; {left}"
     if not releases:
         yield "nothing is spent yet"
+
+
+def room(contract: ledger.Contract, spent: ledger.Spent, cost: float, delta: float) -> int:
+    """How many more charges of (cost, delta) a period has room for; 0 for those that cost nothing."""
+    rooms = [(contract.capacity - spent.cost) / cost] if cost else []
+    rooms += [(contract.selection_delta - spent.delta) / delta] if delta else []
+    # A hair against rounding: shares are charged a hair below what they say.
+    return max(0, math.floor(min(rooms) + 1e-12)) if rooms else 0
 
 
 def grant(job: config.Job, total_epsilon: float, total_delta: float | None, why: str) -> None:

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def run(job: config.Job) -> Path:
         job.publish.keep_versions,
     )
     log.info("published %s", version)
+    _note_visible(kept, releases, newest["release_id"])
     _send_recommendations(job, kept)
     return version
 
@@ -74,6 +76,14 @@ def is_due(job: config.Job) -> bool:
     except errors.NothingThereError:
         return True
     return shown != [(published[-1]["release_id"],)]
+
+
+def _note_visible(kept: store.Store, releases: Sequence[Mapping[str, Any]], release_id: str) -> None:
+    """Keeps for the operator when a release first came to be in the database that people query."""
+    [attempt] = [release["attempt"] for release in releases if release["release_id"] == release_id]
+    record = kept.find_run_record(attempt)
+    if record is not None and "visible" not in record:
+        kept.add_to_run_record(attempt, {"visible": dt.datetime.now(dt.UTC).isoformat()})
 
 
 def _send_recommendations(job: config.Job, kept: store.Store) -> None:

@@ -30,7 +30,7 @@ from transforms import bounding
 from transforms.ingest import sources
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
-from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection
+from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection, tally
 
 LEASE_SECONDS = 300.0
 """How long a machine that has died keeps a job from the others."""
@@ -224,8 +224,12 @@ def build(
         file_name_suffix=".jsonl",
         shard_name_template="",
     )
-    asked = grant.Asked(plan.ledger_url, request, store_path, job.source.max_malformed_share, found.digests)
+    is_reading = isinstance(found, source.Source)
+    asked = grant.Asked(
+        plan.ledger_url, request, store_path, job.source.max_malformed_share, found.digests, plan.now, is_reading
+    )
     grants = read.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
+    noted = read.grouped | "NoteCounts" >> tally.NoteCounts(read.dead_letters, grants, store_path, plan.attempt)
     users = read.users
     if request.series is not None:
         users, grants = users | "AdmitUsers" >> admission.AdmitUsers(
@@ -246,7 +250,7 @@ def build(
         "cooccurrence": release_pairs.report(),
     }
     manifest = {**plan.charge(), "reports": reports}
-    return released | "CommitRelease" >> commit.CommitRelease(store_path, plan.ledger_url, plan.attempt, manifest, grants)
+    return released | "CommitRelease" >> commit.CommitRelease(store_path, plan.ledger_url, plan.attempt, manifest, noted)
 
 
 def run(
@@ -294,7 +298,7 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
 def run_window(job: config.Job, start: dt.datetime, end: dt.datetime, find: Find, beam_flags: Sequence[str] = ()) -> Path:
     """Releases one of the job's windows. `find`, returns, raises: as `run`."""
     one = job.model_copy(update={"window": job.window.model_copy(update={"start": start, "end": end})})
-    return run(one, beam_flags, span=_span(job, start), find=find)
+    return run(one, beam_flags, span=span_of(job, start), find=find)
 
 
 def settle(job: config.Job) -> set[tuple[dt.datetime, dt.datetime]]:
@@ -310,7 +314,7 @@ def settle(job: config.Job) -> set[tuple[dt.datetime, dt.datetime]]:
     return {(time(release["window_start"]), time(release["window_end"])) for release in done}
 
 
-def _span(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
+def span_of(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.datetime] | None:
     """From the first to the last window of the job in the period that a window is in; None without a contribution book."""
     if not job.window.max_windows_contributed:
         return None
@@ -416,6 +420,7 @@ def _run(
         if isinstance(error, errors.UserError):
             raise type(error)(str(error).partition(" [while running")[0]) from error
         raise
+    kept.add_to_run_record(planned.attempt, {"finished": dt.datetime.now(dt.UTC).isoformat()})
     record = kept.run_record(planned.attempt)
     if record["refused"]:
         kept.discard(planned.attempt)

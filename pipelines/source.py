@@ -18,8 +18,16 @@ log = logging.getLogger(__name__)
 
 
 class Read(NamedTuple):
-    """What a source gives to a release: CONTRIBUTIONS by bucket, one tally of outcomes, dead letters as JSON lines."""
+    """What a source gives to a release.
 
+    Attributes:
+        grouped: CONTRIBUTIONS by bucket.
+        users: the same without those who have opted out since.
+        outcomes: one tally.
+        dead_letters: as JSON lines.
+    """
+
+    grouped: beam.PCollection[pa.Table | spill.Part]
     users: beam.PCollection[pa.Table | spill.Part]
     outcomes: beam.PCollection[dict[str, int]]
     dead_letters: beam.PCollection[str]
@@ -47,7 +55,8 @@ class Source(NamedTuple):
     def read(self, root: beam.Pipeline, group: bounding.GroupByUser) -> Read:
         """Reads the events and groups them by user."""
         ingested = root | "IngestEvents" >> events.IngestEvents(self.parts, self.reader)
-        return Read(ingested.events | "GroupByUser" >> group, ingested.outcomes, ingested.dead_letters)
+        users = ingested.events | "GroupByUser" >> group
+        return Read(users, users, ingested.outcomes, ingested.dead_letters)
 
 
 class ClosedWindow(NamedTuple):
@@ -74,7 +83,8 @@ class ClosedWindow(NamedTuple):
 
     def read(self, root: beam.Pipeline, group: bounding.GroupByUser) -> Read:
         """Takes up what was read and grouped before."""
-        users = root | "ClosedWindow" >> beam.Create(self.closed.parts, reshuffle=True).with_output_types(spill.Part)
+        grouped = root | "ClosedWindow" >> beam.Create(self.closed.parts, reshuffle=True).with_output_types(spill.Part)
+        users = grouped
         if self.opt_outs is not None and len(self.opt_outs):
             left_out = pseudonym.pseudonymise(self.opt_outs, self.key)
             users |= "WithoutOptOuts" >> beam.FlatMap(_without, left_out).with_output_types(pa.Table)
@@ -82,7 +92,7 @@ class ClosedWindow(NamedTuple):
         letters = (
             root | "LetterFiles" >> beam.Create(self.closed.letters) | "Letters" >> beam.FlatMap(_lines).with_output_types(str)
         )
-        return Read(users, outcomes, letters)
+        return Read(grouped, users, outcomes, letters)
 
 
 def _without(part: spill.Part, left_out: pa.Array) -> Iterator[pa.Table]:
@@ -239,7 +249,7 @@ def deliver(job: config.Job, kept: store.Store, releases: Sequence[Mapping[str, 
             sent = dead_letters.send(
                 job.kafka.connection, job.kafka.dead_letters, group, stops, release["reserved_at"], letters
             )
-        kept.write_run_record(release["attempt"], {**record, "is_delivered": True})
+        kept.add_to_run_record(release["attempt"], {"is_delivered": True})
         if sent:
             log.info("sent %d dead letters to %s", sent, job.kafka.dead_letters)
 

@@ -76,6 +76,7 @@ def test_every_command_and_macro_is_in_the_readme():
         "publish",
         "stream",
         "schedule",
+        "status",
         "budget",
         "query",
         "key",

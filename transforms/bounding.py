@@ -39,6 +39,9 @@ CONTRIBUTIONS = pa.schema(
 """One row for each (privacy_id, item_id, event_type) of a user bucket. A user's rows stand together, and among them those on an
 item. No dictionary has a value twice."""
 
+_REPEATED = b"repeated"
+"""In the metadata of a bucket's CONTRIBUTIONS: how many events were dropped as repeats. Nothing that is released has it."""
+
 MAX_BUCKETS = 1 << 16
 _LEAST_BUCKETS = 16
 _BUCKET_ROWS = 1 << 19
@@ -167,7 +170,14 @@ def merge(batch: pa.Table, event_types: Mapping[str, float]) -> pa.Table:
 
 def contributions(batches: Iterable[pa.Table], event_types: Mapping[str, float]) -> pa.Table:
     """A bucket's batches as CONTRIBUTIONS."""
-    return merge(drop_repeats(join(batches)), event_types)
+    joined = join(batches)
+    kept = drop_repeats(joined)
+    return merge(kept, event_types).replace_schema_metadata({_REPEATED: str(joined.num_rows - kept.num_rows)})
+
+
+def repeated(bucket: pa.Table) -> int:
+    """How many events of a bucket were dropped as repeats: the operator's. 0 where rows were taken out of the bucket since."""
+    return int((bucket.schema.metadata or {}).get(_REPEATED, 0))
 
 
 def within(rows: pa.Table, column: str, allowed: pa.Array) -> pa.Table:

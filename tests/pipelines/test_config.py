@@ -103,6 +103,13 @@ def test_a_least_job_file_gets_the_defaults(path):
         "model": {"retrain": None, "rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
         "publish": {"keep_versions": 5},
         "runner": {"kind": "direct", "buckets": None, "spill": True, "memory_gb": None},
+        "alerts": {
+            "max_lag": None,
+            "max_delay_seconds": None,
+            "max_dead_share": None,
+            "max_late_share": None,
+            "min_windows_left": None,
+        },
     }
 
 
@@ -259,6 +266,10 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
         pytest.param(
             ["--kafka.bootstrap=h:1", "--kafka.security=sasl_ssl"], "needs both username and password_file", id="no login"
         ),
+        pytest.param(["--alerts.max_lag", "5"], r"alerts\.max_lag: files have no lag", id="lag of files"),
+        pytest.param(["--alerts.max_delay_seconds", "0"], r"max_delay_seconds = 0: .* greater than 0", id="no delay at all"),
+        pytest.param(["--alerts.max_late_share", "2"], r"max_late_share = 2: .* or equal to 1", id="late share over 1"),
+        pytest.param(["--alerts.min_windows_left", "0"], r"min_windows_left = 0: .* or equal to 1", id="no window left"),
         pytest.param(["--source.columns.user", "u"], r"source\.columns: maps user, but an event has event_id, .*", id="column"),
         pytest.param(["--source.event_types.x", "nan"], r"source\.event_types\.x = nan: .* finite", id="weight NaN"),
         pytest.param(["--source.min_value", "nan"], r"source\.min_value = nan: .* finite", id="min_value NaN"),

@@ -1,5 +1,6 @@
 """Streams on a real Flink from a real broker: the same figures as scheduled runs, each window once."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from pipelines import cli, release, stream
+from pipelines import cli, release, status, stream
 from tests.pipelines import topics
 from tests.pipelines.example import charges, published, view
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, until, without_noise
@@ -46,6 +47,9 @@ def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path
     assert letters[1].count(b"{") == 2
     late = {name: [found.get("late", 0) for found in outcomes(job)] for name, job in jobs.items()}
     assert late["streamed"] == late["scheduled"]
+    totals = [status.read(job).totals for job in jobs.values()]
+    assert dataclasses.replace(totals[1], ok=0) == dataclasses.replace(totals[0], ok=0)
+    assert totals[1].repeated > 100
 
 
 def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker, flink_jars, tmp_path):

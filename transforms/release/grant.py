@@ -1,5 +1,6 @@
 """No noise before its charge is written: the step between counting malformed rows and releasing."""
 
+import datetime as dt
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,13 +14,20 @@ TAKEN_OVER = "another run has taken this release over; nothing of this one was p
 
 
 class Asked(NamedTuple):
-    """Whom to ask, for what, and where to say what came of it and what was read (`digests`, by path)."""
+    """Whom to ask, for what, and where to say what came of it, what was read (`digests`, by path) and how.
+
+    Attributes:
+        started: the run's start.
+        is_reading: the run reads the events itself; a stream's were read before.
+    """
 
     ledger_url: str
     request: ledger.Request
     store_path: str
     max_malformed_share: float
     digests: Mapping[str, str]
+    started: dt.datetime
+    is_reading: bool = True
 
 
 def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
@@ -43,6 +51,10 @@ def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
     if granted and granted.status == ledger.PUBLISHED:
         refused, exit_code, granted = "another run published it meanwhile.", errors.AlreadyReleasedError.exit_code, None
     record = {
+        "window_start": asked.request.window_start.isoformat(),
+        "window_end": asked.request.window_end.isoformat(),
+        "started": asked.started.isoformat(),
+        "read_seconds": (dt.datetime.now(dt.UTC) - asked.started).total_seconds() if asked.is_reading else None,
         "source": dict(asked.digests),
         "outcomes": outcomes,
         "malformed_share": share,
