@@ -1,10 +1,14 @@
 """Jobs over large topics against a query over the file, undisturbed and with everything that can die killed. `make audit`."""
 
 import contextlib
+import datetime as dt
+import itertools
+import json
 import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -14,13 +18,15 @@ from pipelines import config, release, stream
 from runners import kafka
 from tests.audit import trial
 from tests.pipelines import example, topics
+from tests.pipelines.example import view
 from tests.pipelines.test_topics import figures, outcomes, until, without_noise
+from transforms.ingest import kafka_client
 
 __all__ = ["without_noise"]
 
 DAYS = 4
 N_EVENTS = int(os.environ.get("DRILL_EVENTS", 1_000_000))
-KILLS, AWAY_SECONDS, BETWEEN_SECONDS = 3, float(os.environ.get("DRILL_AWAY", 60)), 10
+KILLS, AWAY_SECONDS, BETWEEN_SECONDS = int(os.environ.get("DRILL_KILLS", 3)), float(os.environ.get("DRILL_AWAY", 60)), 10
 
 
 @pytest.mark.slow
@@ -68,14 +74,14 @@ def test_a_file_a_topic_and_a_stream_give_the_same_integers(broker, flink_jars, 
 
 
 @contextlib.contextmanager
-def dying(broker: kafka.Broker) -> Iterator[list[str]]:
+def dying(broker: kafka.Broker, first: float = BETWEEN_SECONDS) -> Iterator[list[str]]:
     """Kills the broker again and again while the body runs, and starts it after a while; yields what was done, by the time."""
     is_over, done = threading.Event(), list[str]()
     begun = time.monotonic()
 
     def kill() -> None:
-        for _ in range(KILLS):
-            if is_over.wait(BETWEEN_SECONDS):
+        for number in range(KILLS):
+            if is_over.wait(BETWEEN_SECONDS if number else first):
                 return
             broker.kill()
             done.append(f"killed at {time.monotonic() - begun:.0f} s")
@@ -128,4 +134,57 @@ def test_a_broker_that_dies_three_times_loses_no_event(kafka_jars, flink_jars, t
         print(f"{sent.total()} messages, {run.__name__}: {', '.join(done)}; {failures} runs failed")
         assert trial.released(job) == trial.counted(events)
         assert trial.letters(broker, topic) == trial.malformed(broker, topic)
+        assert sum("killed" in each for each in done) == KILLS
+
+
+@pytest.mark.slow
+def test_a_live_stream_outlives_its_broker(kafka_jars, flink_jars, tmp_path):
+    """Times are the broker's: what came in time by them counts, and what came late, since the broker was away, doesn't."""
+    size, slack, n_windows = 10, 2, int(KILLS * (AWAY_SECONDS + BETWEEN_SECONDS) / 10) + 4
+    start = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(seconds=30)
+    end = start + n_windows * dt.timedelta(seconds=size)
+    with kafka.Broker(tmp_path / "kafka") as broker:
+        path, topic = topics.write_job(tmp_path, broker, create_time=False)
+        job = topics.load(
+            path,
+            f"--window.size={size}s",
+            f"--window.slack_seconds={slack}",
+            f"--window.start={start.isoformat()}",
+            f"--window.end={end.isoformat()}",
+            f"--window.budget_share={0.9 / n_windows}",
+            "--kafka.settle_seconds=5",
+            "--model.retrain=1d",
+        )
+        is_over = threading.Event()
+
+        def produce() -> None:
+            settings = {"delivery_timeout_ms": 600_000, "linger_ms": 5}
+            with kafka_client.producer(topics.connection(broker), **settings) as producer:
+                numbers = itertools.count()
+                while not is_over.wait(0.05):
+                    now = dt.datetime.now(dt.UTC).isoformat()[:-6]
+                    for number in itertools.islice(numbers, 10):
+                        producer.send(topic, **topics.message(view(f"u{number}", "abcd"[number % 4], f"e{number}", now)))
+
+        producing = threading.Thread(target=produce)
+        producing.start()
+        with dying(broker, first=30 + size) as done:
+            stream.run(job, until=end + job.window.slack + job.settling)
+        is_over.set()
+        producing.join()
+        expected, late = Counter[tuple[int, str, str]](), 0
+        for record in topics.read(broker, topic):
+            event = json.loads(record.value)
+            happened = topics.milliseconds(event["event_time"]) - 1000 * int(start.timestamp())
+            window = happened // (1000 * size)
+            if not 0 <= window < n_windows:
+                continue
+            close = start + (window + 1) * dt.timedelta(seconds=size) + job.window.slack
+            if record.timestamp <= 1000 * close.timestamp():
+                begins = int(start.timestamp()) + window * size
+                expected[1_000_000 * begins, event["item_id"], "view"] += 1
+            else:
+                late += 1
+        print(f"{expected.total()} events in time, {late} late, {n_windows} windows: {', '.join(done)}")
+        assert trial.released(job) == {key: (events, events) for key, events in expected.items()}
         assert sum("killed" in each for each in done) == KILLS
