@@ -338,7 +338,9 @@ class Broker:
         if self.secure:
             self._make_certificates()
         self._write("server.properties", self._properties(controller_port))
-        words = ["-t", base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("="), "-c", "server.properties"]
+        cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        # One word: an id may begin with a hyphen.
+        words = [f"--cluster-id={cluster}", "--config=server.properties"]
         for user in users:
             words += ["--add-scram", f"SCRAM-SHA-512=[name={user},password={self._password(user)}]"]
         # In a file: anyone on the machine may see the words of a command.

@@ -7,11 +7,17 @@ import multiprocessing.process
 import os
 import pathlib
 import signal
+import uuid
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from data import book, ledger, store, tables
 from pipelines import config, contract, release
+from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published
+from transforms.ingest import dead_letters
+from transforms.ingest import topics as kafka_topics
 from transforms.release import commit, cooccurrence
 
 STEPS: dict[str, tuple[Any, str]] = {
@@ -34,7 +40,14 @@ BOOK_STEPS: dict[str, tuple[Any, str]] = {
 BOOK = ["--window.size=1d", "--window.end=2025-01-04", "--window.max_windows_contributed=2", "--privacy.period=month"]
 """Flags that make the job three windows with a contribution book."""
 
-KINDS: dict[str, tuple[list[str], dict[str, tuple[Any, str]]]] = {"file": ([], STEPS), "windows": (BOOK, STEPS | BOOK_STEPS)}
+TOPIC_STEPS: dict[str, tuple[Any, str]] = {"deliver": (dead_letters, "send")}
+"""That which a job over a topic goes through besides."""
+
+KINDS: dict[str, tuple[list[str], dict[str, tuple[Any, str]]]] = {
+    "file": ([], STEPS),
+    "windows": (BOOK, STEPS | BOOK_STEPS),
+    "topic": (BOOK, STEPS | BOOK_STEPS | TOPIC_STEPS),
+}
 """Jobs that are drilled: their flags, and their steps."""
 
 
@@ -43,18 +56,28 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.pipelines.crashes"])
 
 
-def fresh(path: pathlib.Path, kind: str, directory: pathlib.Path) -> config.Job:
-    """The job of a kind, with a store, a ledger and a book of its own: all have the same events and pseudonym key."""
-    where = [f"--job.store={directory / 'store'}", f"--privacy.ledger=sqlite:///{directory / 'ledger.sqlite'}"]
-    return config.Job.model_construct(**dict(load(path, *KINDS[kind][0], *where)))  # what `load` gives can't be pickled
+def flags(kind: str, directory: pathlib.Path) -> list[str]:
+    """Of a job of a kind: with a store, a ledger and a book of its own; over a topic, also dead letters and a group."""
+    found = [*KINDS[kind][0], f"--job.store={directory / 'store'}", f"--privacy.ledger=sqlite:///{directory / 'ledger.sqlite'}"]
+    if kind == "topic":
+        name = uuid.uuid4().hex
+        found += [f"--kafka.group={name}", f"--kafka.dead_letters={name}.dead"]
+    return found
+
+
+def fresh(path: pathlib.Path, kind: str, directory: pathlib.Path, given: Sequence[str] = ()) -> config.Job:
+    """The job of a kind, with these flags or new ones: all have the same events and pseudonym key."""
+    job = (topics.load if kind == "topic" else load)(path, *(given or flags(kind, directory)))
+    return config.Job.model_construct(**dict(job))  # what `load` gives can't be pickled
 
 
 def undisturbed(path: pathlib.Path, kind: str, directory: pathlib.Path) -> dict[str | int, Any]:
     """What is `told` when nobody disturbs the job."""
     job = fresh(path, kind, directory)
     run(job)
-    assert violations(job, told(job), is_over=True) == []
-    return told(job)
+    expected = {**told(job), "letters": letters(job)}
+    assert violations(job, expected, is_over=True) == []
+    return expected
 
 
 def run(job: config.Job, windows: int | None = None) -> None:
@@ -93,7 +116,7 @@ def _release(job: config.Job, windows: int | None = None) -> None:
 
 def _die_at(job: config.Job, step: str, when: str, windows: int, publishes_blindly: bool) -> None:
     _release(job, windows)
-    owner, name = (STEPS | BOOK_STEPS)[step]
+    owner, name = (STEPS | BOOK_STEPS | TOPIC_STEPS)[step]
     original = getattr(owner, name)
 
     def deadly(*arguments: Any, **named: Any) -> Any:
@@ -129,6 +152,15 @@ def told(job: config.Job) -> dict[str | int, Any]:
     return found
 
 
+def letters(job: config.Job) -> dict[tuple[str, ...], int]:
+    """How often each message of the job's topic is among its dead letters."""
+    if job.kafka is None or job.kafka.dead_letters is None:
+        return {}
+    sent = kafka_topics.messages(job.kafka.connection, job.kafka.dead_letters)
+    headers = (dict(letter.headers) for letter in sent)
+    return dict(Counter(tuple(found[name].decode() for name in ("topic", "partition", "offset")) for found in headers))
+
+
 def violations(job: config.Job, expected: dict[str | int, Any], is_over: bool) -> list[str]:
     """What doesn't hold now, after a kill or (`is_over`) after the job was run again to its end.
 
@@ -159,6 +191,8 @@ def violations(job: config.Job, expected: dict[str | int, Any], is_over: bool) -
         found.append("windows published twice or out of order")
     if is_over and not len(shown) == len(there) == len(releases) == len(in_order) == len(windows):
         found.append("not one release a window in the end")
+    if is_over and letters(job) != expected["letters"]:
+        found.append("not each dead letter once")
     if any(units > (job.window.max_windows_contributed or 0) for page in booked(job).values() for units, _ in page.values()):
         found.append("a user is in too many windows")
     if not told(job).items() <= expected.items():

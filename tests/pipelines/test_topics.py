@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import random
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -13,9 +14,11 @@ from kafka import admin as acl
 from data import database, errors, store, tables
 from pipelines import cli, config, release
 from pipelines import kafka as job_topics
+from runners import kafka
 from tests.pipelines import example, topics
 from tests.pipelines.example import charges, published, view
 from transforms.ingest import dead_letters, kafka_client
+from transforms.ingest import topics as reading
 from transforms.privacy import noise
 
 BAD = [b"\xff\xfe", b"", b"{", b'{"item_id": "a", "event_time": "2025-01-10"}', b'{"privacy_id": "u", "item_id": "a"}']
@@ -140,6 +143,31 @@ def test_malformed_messages_go_to_their_topic_each_once_as_they_came(broker, tmp
         "privacy_id is missing",
         "event_time is missing",
     ]
+
+
+def test_a_broker_that_dies_in_the_middle_loses_no_event(kafka_jars, tmp_path, monkeypatch):
+    """`make audit` has the long drill."""
+    with kafka.Broker(tmp_path / "kafka") as dying:
+        path, topic = topics.write_job(tmp_path, dying)
+        job = topics.load(path, *DAYS)
+        sent = [view(f"u{i}", "a", f"e{i}", "2025-01-01T12:00", "2025-01-01T12:00") for i in range(3000)]
+        topics.send(dying, topic, map(topics.message, sent), batch_size=1000)
+        # The client has no more than a little in hand when the broker dies.
+        monkeypatch.setattr(reading, "FETCH", {**reading.FETCH, "fetch_max_bytes": 10_000, "max_partition_fetch_bytes": 10_000})
+        monkeypatch.setattr(reading, "BATCH_ROWS", 100)
+        rows, starting = reading.rows, []
+
+        def kill_first(*arguments):
+            if not starting:
+                dying.kill()
+                starting.append(threading.Timer(2, dying.start))
+                starting[0].start()
+            return rows(*arguments)
+
+        monkeypatch.setattr(reading, "rows", kill_first)
+        list(release.run_until(job, until(2, 1)))
+        starting[0].join()
+    assert figures(job)[0][("a", "view")] == (3000, 3000)
 
 
 @pytest.mark.parametrize("step", ["before", "after"])

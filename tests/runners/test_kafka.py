@@ -47,6 +47,12 @@ def test_data_of_others_are_no_place_for_a_broker(kafka_jars, tmp_path):
     assert list((tmp_path / "data").iterdir()) == []
 
 
+def test_an_id_that_looks_like_a_flag_is_an_id(kafka_jars, tmp_path, monkeypatch):
+    monkeypatch.setattr(kafka.secrets, "token_bytes", lambda n: b"\xfb" * n)  # "--" and so on
+    with kafka.Broker(tmp_path) as broker:
+        assert broker.is_running()
+
+
 def offsets(broker: kafka.Broker) -> tuple[int, int]:
     consumer = kafka_python.KafkaConsumer(bootstrap_servers=broker.bootstrap)
     part = kafka_python.TopicPartition("events", 0)

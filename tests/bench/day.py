@@ -1,0 +1,151 @@
+"""A day of the synthetic world through a stream, in an hour or less: memory, lag, and whether each window comes, in order.
+
+    python -m tests.bench.day --users 200000 --speed 24
+
+The day is the middle one of a world's three, so that it has as many users from its beginning to its end. It is replayed into a
+topic with its own times (CreateTime), out of order, with repeats and malformed messages; a stream in a process of its own
+releases windows of ten minutes. The memory is that of the stream, its Flink included, every few seconds.
+"""
+
+import argparse
+import contextlib
+import datetime as dt
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+import kafka as kafka_python
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from data import synthetic
+from pipelines import config, replay
+from runners import kafka
+from tests.audit import trial
+from tests.pipelines import topics
+from tests.pipelines.example import charges
+from transforms.ingest import kafka_client
+
+DAY = dt.timedelta(days=1)
+START = synthetic.World().start + DAY
+PARTITIONS, WINDOW, SLACK_SECONDS = 3, dt.timedelta(minutes=10), 60
+SAMPLE_SECONDS = 5.0
+
+
+def write_day(directory: pathlib.Path, users: int) -> tuple[pathlib.Path, int]:
+    """Writes the events of the day, and the items; returns the events' path and how many there are."""
+    start = synthetic.World().start
+    world = synthetic.World(users=users, items=trial.ITEMS, start=start, end=start + 3 * DAY)
+    path, rows = directory / "day.parquet", 0
+    with pq.ParquetWriter(path, synthetic.RAW_EVENTS) as file:
+        for batch in world.events():
+            times = batch["event_time"]
+            part = batch.filter(pc.and_(pc.greater_equal(times, START), pc.less(times, START + DAY)))
+            file.write_batch(part)
+            rows += part.num_rows
+    items = world.catalogue()
+    items = items.set_column(items.column_names.index("genre"), "genre", pc.list_element(items["genre"], 0))
+    pyarrow.csv.write_csv(items.select(["item_id", "title", "genre"]), directory / "items.csv")
+    return path, rows
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process and those that come from it hold."""
+    parents, held = {}, {}
+    for status in pathlib.Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):  # it ended
+            text = status.read_text()
+            if found := re.search(r"PPid:\s+(\d+)(?:.|\n)*VmRSS:\s+(\d+) kB", text):
+                parents[int(status.parent.name)], held[int(status.parent.name)] = int(found[1]), 1024 * int(found[2])
+    ours, more = {pid}, {pid}
+    while more := {child for child, parent in parents.items() if parent in more}:
+        ours |= more
+    return sum(held.get(each, 0) for each in ours)
+
+
+def lag(job: config.Job) -> int:
+    """Messages of the topic that the group hasn't committed."""
+    ends = kafka_client.topic_offsets(job.kafka.connection, job.source.topic)
+    with kafka_client.consumer(job.kafka.connection, group_id=f"sottovoce-{job.job.name}") as client:
+        done = {number: client.committed(kafka_python.TopicPartition(job.source.topic, number)) or 0 for number in ends}
+    return sum(end - done[number] for number, (_, end) in ends.items())
+
+
+def flags() -> list[str]:
+    return [
+        f"--window.size={WINDOW.seconds}s",
+        f"--window.slack_seconds={SLACK_SECONDS}",
+        f"--window.start={START.isoformat()}",
+        f"--window.end={(START + DAY).isoformat()}",
+        f"--window.budget_share={0.9 * (WINDOW / DAY)}",
+        "--cooccurrence.max_items=auto",
+        "--model.retrain=1d",
+        '--source.columns={ event_id = "event_id", event_type = "event_type" }',
+        "--source.event_types={ view = 1.0, purchase = 2.0 }",
+    ]
+
+
+def measure(directory: pathlib.Path, users: int, speed: float) -> dict[str, Any]:
+    with kafka.Broker(directory / "kafka") as broker:
+        path, topic = topics.write_job(directory, broker)
+        day, rows = write_day(directory, users)
+        job = topics.load(path, *flags())
+        command = [sys.executable, "-m", "pipelines.stream", str(path), "--until", (START + 2 * DAY).isoformat(), *flags()]
+        samples: list[tuple[float, int, int]] = []
+        sent: list[Any] = []
+
+        def send() -> None:
+            given = {"speed": speed, "disorder_seconds": SLACK_SECONDS, "repeats": 0.05, "malformed": 0.001, "as_arrival": True}
+            sent.append(replay.run(replay.Replay([day], topic, **given), topics.connection(broker)))
+            trial.end(broker, topic, PARTITIONS)
+
+        with (directory / "stream.log").open("w") as said, subprocess.Popen(command, stderr=said) as process:
+            sending = threading.Thread(target=send)
+            begun = time.monotonic()
+            sending.start()
+            while process.poll() is None:
+                samples.append((time.monotonic() - begun, memory(process.pid), lag(job)))
+                time.sleep(SAMPLE_SECONDS)
+            sending.join()
+        if process.returncode:
+            raise RuntimeError((directory / "stream.log").read_text()[-3000:])
+        return summary(job, rows, sent[0].total(), samples, lag(job))
+
+
+def summary(job: config.Job, rows: int, messages: int, samples: list[tuple[float, int, int]], last_lag: int) -> dict[str, Any]:
+    starts = [charge["window_start"] for charge in charges(job)]
+    expected = [start.isoformat() for start, _ in job.window.closed(START + 2 * DAY)]
+    times, held, behind = map(np.array, zip(*samples, strict=True))
+    thirds = [held[(times >= k * times[-1] / 3) & (times < (k + 1) * times[-1] / 3)] / 1e6 for k in range(3)]
+    return {
+        "events": rows,
+        "messages": messages,
+        "seconds": round(float(times[-1])),
+        "windows": len(expected),
+        "released_in_order": starts == expected,
+        "megabytes_by_third": [[round(float(np.mean(third))), round(float(np.max(third)))] for third in thirds],
+        "last_third_times_middle": round(float(np.mean(thirds[2]) / np.mean(thirds[1])), 3),
+        "most_lag": int(behind.max()),
+        "lag_in_the_end": last_lag,
+    }
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=200_000, help="of the world of three days")
+    parser.add_argument("--speed", type=float, default=24, help="seconds of the day in one")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as directory:
+        print(json.dumps(measure(pathlib.Path(directory), arguments.users, arguments.speed), indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
