@@ -22,7 +22,7 @@ from apache_beam.runners.runner import PipelineState
 
 from data import book, errors, ledger, store
 from pipelines import config, publish, release, source, train
-from runners import flink
+from runners import flink, job_server
 from transforms import bounding
 from transforms.ingest import kafka_client, pseudonym, stream
 
@@ -51,6 +51,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
         config.JobFileError: the job has no topic, or no windows of whole seconds.
         errors.AlreadyReleasedError: the job is streamed already, or its store doesn't hold what it has published.
         kafka_client.KafkaError: the topic can't be read.
+        errors.BadInputError: Flink can't be started.
         KeyboardInterrupt: SIGINT came.
     """
     if job.source.topic is None or job.window.size == "all":
@@ -67,7 +68,9 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
             begun = time.monotonic()
             try:
                 with contextlib.closing(_closed(job, waiting, directory, beam_flags, told)) as flow:
-                    for closed in flow:
+                    for number, closed in flow:
+                        if number < _number(job, waiting):
+                            continue  # released by an earlier run
                         if not _released(job, waiting, closed, told):
                             break
                         waiting = next(windows, None)
@@ -83,9 +86,12 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
 
 def _closed(
     job: config.Job, first: Window, directory: Path, beam_flags: Sequence[str], told: list[int]
-) -> Generator[stream.Closed, None, None]:
-    """Streams from a window on, and yields what windows hold as they close; ends when the stream has to be begun again."""
-    number = (first[0] - job.window.start) // job.window.step
+) -> Generator[tuple[int, stream.Closed], None, None]:
+    """Streams from a window on, and yields the windows' numbers and what they hold as they close.
+
+    Ends when the stream has to be begun again.
+    """
+    number = _number(job, first)
     run_directory = directory / store.new_id()
     run_directory.mkdir(mode=0o700)
     partitions = source.stream_partitions(job, first, number)
@@ -101,13 +107,16 @@ def _closed(
     reader, windows = source.stream_reader(job, first, str(run_directory))
     _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, reader, windows, group)
     log.info("streaming %s from offsets %s on", job.source.topic, {part.partition: part.start for part in partitions})
-    result = pipeline.run()
+    try:
+        result = pipeline.run()
+    except job_server.FlinkError as error:
+        raise errors.BadInputError(str(error)) from error
     try:
         looked = time.monotonic()
         while not told and not PipelineState.is_terminal(result.state):
             closed = stream.find_closed(run_directory, number)
             if closed is not None:
-                yield closed
+                yield number, closed
                 number += 1
             elif time.monotonic() - looked < _PARTITIONS_SECONDS:
                 time.sleep(_LOOK_SECONDS)
@@ -121,6 +130,10 @@ def _closed(
     finally:
         result.cancel()
         shutil.rmtree(run_directory, ignore_errors=True)
+
+
+def _number(job: config.Job, window: Window) -> int:
+    return (window[0] - job.window.start) // job.window.step
 
 
 def _released(job: config.Job, window: Window, closed: stream.Closed, told: list[int]) -> bool:

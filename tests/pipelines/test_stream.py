@@ -10,10 +10,11 @@ import time
 
 import pytest
 
-from pipelines import cli, release, status, stream
+from pipelines import cli, config, release, source, status, stream
 from tests.pipelines import topics
-from tests.pipelines.example import charges, published, view
+from tests.pipelines.example import charges, load, published, view, write_job
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, until, without_noise
+from transforms.ingest import stream as ingest
 
 __all__ = ["without_noise"]
 
@@ -77,3 +78,26 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
     assert [charge["window_start"][8:10] for charge in charges(job)] == ["01", "02", "03"]
     # Bounded users, each with one event.
     assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20), (30, 30)]
+
+
+def test_a_window_gets_what_is_its_own_though_later_ones_were_released_before(tmp_path, monkeypatch):
+    """As after a refusal: a stream begins at the first window that is missing and comes past others."""
+    job = load(write_job(tmp_path, []), "--window.size=1d")
+    job = job.model_copy(update={"source": job.source.model_copy(update={"topic": "events"})})
+    windows = list(job.window.closed(until(6)))
+    given = []
+
+    def closed(*_):
+        yield from ((number, ingest.Closed([], {"events/0": number}, {}, [])) for number in range(1, 5))
+
+    monkeypatch.setattr(stream, "_closed", closed)
+    monkeypatch.setattr(stream, "_released", lambda _, window, closed, told: given.append((window, closed.read)) or True)
+    monkeypatch.setattr(release, "settle", lambda _: {windows[0], windows[2]})
+    monkeypatch.setattr(source, "topic_partitions", lambda _: [0])
+    stream.run(job, until=until(6))
+    assert given == [(windows[number], {"events/0": number}) for number in (1, 3, 4)]
+
+
+def test_a_job_without_a_topic_or_windows_is_no_stream(tmp_path):
+    with pytest.raises(config.JobFileError, match="a stream needs"):
+        stream.run(load(write_job(tmp_path, []), "--window.size=1d"))
