@@ -4,7 +4,7 @@
 
 The day is the middle one of a world's three, so that it has as many users from its beginning to its end. It is replayed into a
 topic with its own times (CreateTime), out of order, with repeats and malformed messages; a stream in a process of its own
-releases windows of ten minutes. The memory is that of the stream, its Flink included, every few seconds.
+releases its windows. The memory is that of the stream, its Flink included, every few seconds.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from transforms.ingest import kafka_client
 
 DAY = dt.timedelta(days=1)
 START = synthetic.World().start + DAY
-PARTITIONS, WINDOW, SLACK_SECONDS = 3, dt.timedelta(minutes=10), 60
+PARTITIONS, SLACK_SECONDS = 3, 60
 SAMPLE_SECONDS = 5.0
 
 
@@ -79,13 +79,13 @@ def lag(job: config.Job) -> int:
     return sum(end - done[number] for number, (_, end) in ends.items())
 
 
-def flags() -> list[str]:
+def flags(window: dt.timedelta) -> list[str]:
     return [
-        f"--window.size={WINDOW.seconds}s",
+        f"--window.size={window.seconds}s",
         f"--window.slack_seconds={SLACK_SECONDS}",
         f"--window.start={START.isoformat()}",
         f"--window.end={(START + DAY).isoformat()}",
-        f"--window.budget_share={0.9 * (WINDOW / DAY)}",
+        f"--window.budget_share={0.9 * (window / DAY)}",
         "--cooccurrence.max_items=auto",
         "--model.retrain=1d",
         '--source.columns={ event_id = "event_id", event_type = "event_type" }',
@@ -93,12 +93,20 @@ def flags() -> list[str]:
     ]
 
 
-def measure(directory: pathlib.Path, users: int, speed: float) -> dict[str, Any]:
+def measure(directory: pathlib.Path, users: int, speed: float, window: dt.timedelta) -> dict[str, Any]:
     with kafka.Broker(directory / "kafka") as broker:
         path, topic = topics.write_job(directory, broker)
         day, rows = write_day(directory, users)
-        job = topics.load(path, *flags())
-        command = [sys.executable, "-m", "pipelines.stream", str(path), "--until", (START + 2 * DAY).isoformat(), *flags()]
+        job = topics.load(path, *flags(window))
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.stream",
+            str(path),
+            "--until",
+            (START + 2 * DAY).isoformat(),
+            *flags(window),
+        ]
         samples: list[tuple[float, int, int]] = []
         sent: list[Any] = []
 
@@ -142,9 +150,11 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=200_000, help="of the world of three days")
     parser.add_argument("--speed", type=float, default=24, help="seconds of the day in one")
+    parser.add_argument("--minutes", type=float, default=10, help="of a window")
     arguments = parser.parse_args(argv)
+    window = dt.timedelta(minutes=arguments.minutes)
     with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps(measure(pathlib.Path(directory), arguments.users, arguments.speed), indent=2))
+        print(json.dumps(measure(pathlib.Path(directory), arguments.users, arguments.speed, window), indent=2))
 
 
 if __name__ == "__main__":

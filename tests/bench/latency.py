@@ -137,7 +137,11 @@ def summary(steps: dict[str, Seen], n_windows: int) -> dict[str, Any]:
         for step, found in steps.items()
     }
     first = min(after["seen"])
-    told: dict[str, Any] = {"windows": n_windows, "seen": len(after["seen"]), "first_window": round(after["seen"][first], 2)}
+    told: dict[str, Any] = {
+        "windows": n_windows,
+        "windows_seen": len(after["seen"]),
+        "first_window": round(after["seen"][first], 2),
+    }
     for step, found in after.items():
         taken = [seconds for window, seconds in found.items() if window != first]
         told[step] = {
