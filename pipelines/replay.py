@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import errors
-from transforms.ingest import kafka_client
+from transforms.ingest import formats, kafka_client
 
 EVENT, REPEAT, MALFORMED = "event", "repeat", "malformed"
 
@@ -151,7 +151,9 @@ def _ordered(replay: Replay, partitions: int) -> Iterator[duckdb.DuckDBPyRelatio
     """The messages, not yet read. What DuckDB raises in the body is raised as a BadInputError."""
     with tempfile.TemporaryDirectory() as directory, duckdb.connect() as connection:
         # What is more than that is sorted on disk.
-        connection.execute(f"set memory_limit = '1GB'; set temp_directory = {_string(directory)}; set TimeZone = 'UTC'")
+        connection.execute(
+            f"set memory_limit = '1GB'; set temp_directory = {formats.sql_string(directory)}; set TimeZone = 'UTC'"
+        )
         try:
             yield connection.sql(_query(connection, replay, partitions))
         except duckdb.Error as error:
@@ -162,7 +164,7 @@ def _ordered(replay: Replay, partitions: int) -> Iterator[duckdb.DuckDBPyRelatio
 
 def _query(connection: duckdb.DuckDBPyConnection, replay: Replay, partitions: int) -> str:
     """One pass over the files and a sort; whatever is drawn is a hash of seed, row and purpose."""
-    source = _READERS[_suffix(replay.files[0])].format(f"[{', '.join(_string(str(file)) for file in replay.files)}]")
+    source = _READERS[_suffix(replay.files[0])].format(f"[{', '.join(formats.sql_string(str(file)) for file in replay.files)}]")
     is_json = _suffix(replay.files[0]) in (".jsonl", ".ndjson")
     text = _json_member if is_json else _name
     message = "json" if is_json else _json_object(connection.sql(f"select * from {source} limit 0"))
@@ -203,12 +205,12 @@ def _json_object(columns: duckdb.DuckDBPyRelation) -> str:
                 f"case when isnan({value}) then null when {whole} then to_json({value}::bigint) "
                 f"when isinf({value}) then to_json({value}::varchar) else to_json({value}) end"
             )
-        members.append(f"{_string(name)}, {value}")
+        members.append(f"{formats.sql_string(name)}, {value}")
     return f"json_object({', '.join(members)})"
 
 
 def _json_member(name: str) -> str:
-    return f"json_extract_string(json, {_string('/' + name.replace('~', '~0').replace('/', '~1'))})"
+    return f"json_extract_string(json, {formats.pointer(name)})"
 
 
 def _spoil(batch: pa.RecordBatch, seed: int) -> pa.RecordBatch:
@@ -265,10 +267,6 @@ def _suffix(file: Path) -> str:
 
 def _name(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
-
-
-def _string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 if __name__ == "__main__":

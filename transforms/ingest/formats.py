@@ -153,7 +153,7 @@ class Json:
 
 def json_texts(document: str, names: Sequence[str]) -> str:
     """SQL for these members as a list of texts, nested ones as JSON; the document is gone through once for all."""
-    return f"json_extract_string({document}, [{', '.join(map(_pointer, names))}])"
+    return f"json_extract_string({document}, [{', '.join(map(pointer, names))}])"
 
 
 def json_scalars(document: str, texts: str, names: Sequence[str]) -> str:
@@ -164,13 +164,13 @@ def json_scalars(document: str, texts: str, names: Sequence[str]) -> str:
     scalars = []
     for i, name in enumerate(names, 1):
         text = f"{texts}[{i}]"
-        is_text = f"json_type({document}, {_pointer(name)}) = 'VARCHAR'"
+        is_text = f"json_type({document}, {pointer(name)}) = 'VARCHAR'"
         looks_nested = " or ".join(f"starts_with({text}, '{bracket}')" for bracket in "{[")
         scalars.append(f"case when {looks_nested} then case when {is_text} then {text} end else {text} end")
     return ", ".join(scalars)
 
 
-def _pointer(name: str) -> str:
+def pointer(name: str) -> str:
     """A JSON pointer (RFC 6901) takes every name literally."""
     return sql_string("/" + name.replace("~", "~0").replace("/", "~1"))
 

@@ -202,16 +202,8 @@ def timestamp_type(connection: Connection, topic: str) -> Literal["CreateTime", 
     Raises:
         KafkaError: no such topic, or the user may not ask (DESCRIBE_CONFIGS).
     """
-    asked = kafka.admin.ConfigResource(kafka.admin.ConfigResourceType.TOPIC, topic, {"message.timestamp.type": None})
     with admin(connection) as client:
-        found = client.describe_configs([asked], config_filter="all")
-    config = found["topic"].get(topic)
-    if not config:  # kafka-python passes over why
-        raise KafkaError(
-            f"kafka: {_user(connection)} may not DESCRIBE_CONFIGS of topic {topic!r} on {connection.bootstrap} "
-            "(or it doesn't exist): the broker's ACLs."
-        )
-    kind: Literal["CreateTime", "LogAppendTime"] = config["message.timestamp.type"]["value"]
+        kind: Literal["CreateTime", "LogAppendTime"] = _settings(connection, client, topic)["message.timestamp.type"]
     return kind
 
 
@@ -240,13 +232,21 @@ def topic_settings(connection: Connection, name: str) -> dict[str, str] | None:
     """Returns a topic's settings by the broker's names, its defaults too; None: there is no such topic.
 
     Raises:
-        KafkaError: the broker doesn't tell.
+        KafkaError: the user may not ask (DESCRIBE_CONFIGS).
     """
     with admin(connection) as client:
-        if name not in client.list_topics():
-            return None
-        found = client.describe_configs([kafka.admin.ConfigResource("TOPIC", name)], config_filter="all")
-    return {key: setting["value"] for key, setting in found["topic"][name].items()}
+        return _settings(connection, client, name) if name in client.list_topics() else None
+
+
+def _settings(connection: Connection, client: kafka.KafkaAdminClient, topic: str) -> dict[str, Any]:
+    asked = kafka.admin.ConfigResource(kafka.admin.ConfigResourceType.TOPIC, topic)
+    found = client.describe_configs([asked], config_filter="all")["topic"].get(topic)
+    if not found:  # kafka-python passes over why
+        raise KafkaError(
+            f"kafka: {_user(connection)} may not DESCRIBE_CONFIGS of topic {topic!r} on {connection.bootstrap} "
+            "(or it doesn't exist): the broker's ACLs."
+        )
+    return {name: setting["value"] for name, setting in found.items()}
 
 
 @contextlib.contextmanager
