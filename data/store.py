@@ -198,12 +198,21 @@ class Store:
             errors.BadInputError: the directory can't be made.
         """
         self.make()
-        with (self.path / ".running").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise errors.AlreadyReleasedError(f"{self.path}: another release job is running here. Wait for it.") from error
+        with _alone(self.path / ".running", f"{self.path}: another release job is running here. Wait for it."):
             yield self
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[Path]:
+        """Keeps other streams out of this store; gives the directory in which what has closed waits, empty.
+
+        Raises:
+            errors.AlreadyReleasedError: another one is running.
+        """
+        directory = self.operator("stream")
+        with _alone(directory / ".running", f"{self.path}: the job is streamed already."):
+            for left in directory.glob("*/"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield directory
 
     # Inside
 
@@ -216,6 +225,17 @@ class Store:
 
     def _attempt_path(self, attempt: str) -> Path:
         return self.path / "releases" / f".{attempt}"
+
+
+@contextlib.contextmanager
+def _alone(path: Path, taken: str) -> Iterator[None]:
+    """Holds the lock on a file, which ends with the process; one that finds it held is told `taken`."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.AlreadyReleasedError(taken) from error
+        yield
 
 
 def new_id() -> str:

@@ -132,8 +132,7 @@ def topics(job: config.Job, kafka: config.KafkaSection) -> Iterator[Topic]:
 
 def needed_retention(job: config.Job) -> dt.timedelta:
     """From the arrival of a window's first event, at most `max_skew_seconds` early, to when the window may be read."""
-    seconds = job.window.slack_seconds + job.source.max_skew_seconds
-    return job.window.duration + dt.timedelta(seconds=seconds) + job.settling
+    return dt.timedelta(seconds=job.source.max_skew_seconds) + job.window.duration + job.window.slack + job.settling
 
 
 def _differences(topic: Topic, there: Mapping[str, str]) -> Iterator[str]:

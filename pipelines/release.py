@@ -258,13 +258,13 @@ def run(
     beam_flags: Sequence[str] = (),
     allow_another: bool = False,
     span: tuple[dt.datetime, dt.datetime] | None = None,
-    find: Find | None = None,
+    find: Find = source.find,
 ) -> Path:
     """Runs the release job, or finds that it was done before; returns the published release's path.
 
     Args:
         span: as `plan`.
-        find: finds the events; None: `source.find`.
+        find: finds the events.
 
     Raises:
         ledger.BudgetRefusedError: the contract doesn't let it through.
@@ -274,8 +274,8 @@ def run(
     """
     account = contract.open_ledger(job)
     with _leased(job, account) as (kept, held):
-        path = _run(job, account, kept, held, beam_flags, allow_another, span, find or source.find)
-        source.deliver(job, kept, account.releases(job.job.data_set))
+        path = _run(job, account, kept, held, beam_flags, allow_another, span, find)
+        source.deliver(job, kept, account)
         return path
 
 
@@ -307,9 +307,18 @@ def settle(job: config.Job) -> set[tuple[dt.datetime, dt.datetime]]:
     Raises:
         errors.AlreadyReleasedError: the store doesn't hold one of them, or another run has the job in hand.
     """
-    done = [release for release in _settled(job) if (release["job"], release["status"]) == (job.job.name, ledger.PUBLISHED)]
+    account = contract.open_ledger(job)
+    with _leased(job, account) as (kept, _):
+        releases = account.releases()
+        kept.check(releases)
+        if account.contract(job.job.data_set):
+            kept.settle(releases)
+            for series in account.series(job.job.data_set):
+                _prune(book.Book(contract.book_path(job)), series)
+            source.deliver(job, kept, account)
+    done = source.published(job, account)
     for release in done:
-        _shown(store.Store(job.job.store), release["release_id"])
+        _shown(kept, release["release_id"])
     time = dt.datetime.fromisoformat
     return {(time(release["window_start"]), time(release["window_end"])) for release in done}
 
@@ -321,20 +330,6 @@ def span_of(job: config.Job, start: dt.datetime) -> tuple[dt.datetime, dt.dateti
     bounds = periods.bounds(job.privacy.period, start)
     # A period is planned to its end: a job that is made to go on longer goes on with the same series.
     return (max(job.window.start, bounds[0]), bounds[1]) if bounds else (job.window.start, job.window.end)
-
-
-def _settled(job: config.Job) -> list[dict[str, Any]]:
-    """Ends what a crash cut short in the job's store; returns the releases of its data set."""
-    account = contract.open_ledger(job)
-    with _leased(job, account) as (kept, _):
-        releases = account.releases()
-        kept.check(releases)
-        if account.contract(job.job.data_set):
-            kept.settle(releases)
-            for series in account.series(job.job.data_set):
-                _prune(book.Book(contract.book_path(job)), series)
-            source.deliver(job, kept, account.releases(job.job.data_set))
-    return account.releases(job.job.data_set)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,14 +146,14 @@ def _topic(job: config.Job, decoding: events.Decoding, now: dt.datetime, seen_un
     return Source(parts, reader, sum(part.stop - part.start for part in parts), topics.digests(parts))
 
 
-def stream_partitions(job: config.Job, first: tuple[dt.datetime, dt.datetime], number: int) -> list[stream.Partition]:
-    """Finds where a stream begins in each partition, so that it has all of a window, of that number, and of those after.
+def stream_partitions(job: config.Job, number: int) -> list[stream.Partition]:
+    """Finds where a stream begins in each partition, so that it has all of the window of that number and of those after.
 
     Raises:
         kafka_client.KafkaError: the topic can't be read.
     """
     kafka, topic = _of_topic(job)
-    since = first[0] - dt.timedelta(seconds=job.source.max_skew_seconds)
+    since = job.window.bounds(number)[0] - dt.timedelta(seconds=job.source.max_skew_seconds)
     found = topics.ranges(kafka.connection, topic, since, since, None, kafka.allow_create_time)
     return [stream.Partition(part.topic, part.partition, part.start, number) for part in found]
 
@@ -164,12 +164,11 @@ def topic_partitions(job: config.Job) -> list[int]:
     return kafka_client.partitions(kafka.connection, topic, "READ")
 
 
-def stream_reader(
-    job: config.Job, first: tuple[dt.datetime, dt.datetime], directory: str
-) -> tuple[stream.ReadTopicForever, stream.Windows]:
-    """Makes the step that streams the job's topic from a window on, and the windows that its events are in.
+def stream_reader(job: config.Job, number: int, directory: str) -> tuple[stream.ReadTopicForever, stream.Windows]:
+    """Makes the step that streams the job's topic, and the windows that its events are in.
 
     Args:
+        number: of the window that it begins with.
         directory: where dead letters wait.
 
     Raises:
@@ -177,7 +176,7 @@ def stream_reader(
     """
     kafka, _ = _of_topic(job)
     window = job.window
-    windows = stream.Windows(window.start, window.end, window.duration, window.step, window.slack, job.settling)
+    windows = stream.Windows(window.start, window.duration, window.step, window.slack, job.settling)
     rules = event_rules(job, dt.datetime.now(dt.UTC))
     public = load_catalogue(job)
     decoding = events.Decoding(
@@ -188,7 +187,7 @@ def stream_reader(
         None if public is None else public.table["item_id"].combine_chunks(),
         [*_fields(job), "event_time", "arrival_time"],
     )
-    before = first[1] - window.step + window.slack if first[0] > window.start else None
+    before = windows.close(number - 1) if number else None
     form = _format(job, rules)
     return stream.ReadTopicForever(
         kafka.connection, form, decoding, windows, before, directory, kafka.allow_create_time
@@ -220,12 +219,17 @@ def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:
     return catalogue.load(section.path, section.columns, section.features, section.kinds, section.multi_separator)
 
 
-def deliver(job: config.Job, kept: store.Store, releases: Sequence[Mapping[str, Any]]) -> None:
+def published(job: config.Job, account: ledger.Ledger) -> list[dict[str, Any]]:
+    """Returns what the job itself has published, by the ledger, oldest first."""
+    ours = (job.job.name, ledger.PUBLISHED)
+    return [release for release in account.releases(job.job.data_set) if (release["job"], release["status"]) == ours]
+
+
+def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
     """Sends the dead letters of what the job has published from its topic, in order, and commits what it has read.
 
     Args:
         kept: the job's store.
-        releases: the ledger's, of the job's data set.
 
     Raises:
         kafka_client.KafkaError: the broker refuses; the next run tries again.
@@ -233,12 +237,11 @@ def deliver(job: config.Job, kept: store.Store, releases: Sequence[Mapping[str, 
     if job.kafka is None:
         return
     waiting = []
-    for release in reversed(releases):
-        if (release["job"], release["status"]) == (job.job.name, ledger.PUBLISHED):
-            record = kept.find_run_record(release["attempt"])
-            if record is None or record.get("is_delivered"):
-                break
-            waiting.append((release, record))
+    for release in reversed(published(job, account)):
+        record = kept.find_run_record(release["attempt"])
+        if record is None or record.get("is_delivered"):
+            break
+        waiting.append((release, record))
     for release, record in reversed(waiting):
         stops: dict[str, dict[int, int]] = {}
         for path, offsets in record["source"].items():

@@ -7,7 +7,6 @@ stands in the ledger, and nothing else is remembered.
 
 import contextlib
 import datetime as dt
-import fcntl
 import logging
 import shutil
 import signal
@@ -36,8 +35,6 @@ _NO_CHECKPOINTS = "--checkpointing_interval=-1"
 
 log = logging.getLogger(__name__)
 
-Window = tuple[dt.datetime, dt.datetime]
-
 
 def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | None = None) -> None:
     """Releases windows as they close, until SIGTERM or SIGINT comes: a release that is under way is finished first.
@@ -60,41 +57,40 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
         raise config.JobFileError(f"window.start = {job.window.start}: a stream's windows start at whole seconds.")
     done = release.settle(job)
     last = dt.datetime.max.replace(tzinfo=dt.UTC) if until is None else until - job.settling
-    windows = (window for window in job.window.closed(last) if window not in done)
-    waiting = next(windows, None)
+    numbers = (number for number in range(job.window.closed_count(last)) if job.window.bounds(number) not in done)
+    waiting = next(numbers, None)
     source.topic_partitions(job)  # at the start it must be there; later it is waited for
-    with _alone(store.Store(job.job.store)) as directory, _told() as told:
-        while waiting and not told:
+    with store.Store(job.job.store).streaming() as directory, _told() as told:
+        while waiting is not None and not told:
             begun = time.monotonic()
             try:
                 with contextlib.closing(_closed(job, waiting, directory, beam_flags, told)) as flow:
                     for number, closed in flow:
-                        if number < _number(job, waiting):
+                        if number < waiting:
                             continue  # released by an earlier run
-                        if not _released(job, waiting, closed, told):
+                        if not _released(job, job.window.bounds(number), closed, told):
                             break
-                        waiting = next(windows, None)
-                        if not waiting:
+                        waiting = next(numbers, None)
+                        if waiting is None:
                             break
             except kafka_client.KafkaError as error:
                 log.error("%s Trying again.", error)
-            while waiting and not told and time.monotonic() - begun < _RESTART_SECONDS:
+            while waiting is not None and not told and time.monotonic() - begun < _RESTART_SECONDS:
                 time.sleep(_LOOK_SECONDS)
     if signal.SIGINT in told:
         raise KeyboardInterrupt
 
 
 def _closed(
-    job: config.Job, first: Window, directory: Path, beam_flags: Sequence[str], told: list[int]
+    job: config.Job, number: int, directory: Path, beam_flags: Sequence[str], told: list[int]
 ) -> Generator[tuple[int, stream.Closed], None, None]:
-    """Streams from a window on, and yields the windows' numbers and what they hold as they close.
+    """Streams from the window of that number on, and yields the windows' numbers and what they hold as they close.
 
     Ends when the stream has to be begun again.
     """
-    number = _number(job, first)
     run_directory = directory / store.new_id()
     run_directory.mkdir(mode=0o700)
-    partitions = source.stream_partitions(job, first, number)
+    partitions = source.stream_partitions(job, number)
     try:
         pipeline = beam.Pipeline(options=flink.options([_NO_CHECKPOINTS, *beam_flags], streaming=True))
     except ValueError as error:
@@ -104,7 +100,7 @@ def _closed(
         job.source.event_types,
         str(run_directory),
     )
-    reader, windows = source.stream_reader(job, first, str(run_directory))
+    reader, windows = source.stream_reader(job, number, str(run_directory))
     _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, reader, windows, group)
     log.info("streaming %s from offsets %s on", job.source.topic, {part.partition: part.start for part in partitions})
     try:
@@ -132,11 +128,7 @@ def _closed(
         shutil.rmtree(run_directory, ignore_errors=True)
 
 
-def _number(job: config.Job, window: Window) -> int:
-    return (window[0] - job.window.start) // job.window.step
-
-
-def _released(job: config.Job, window: Window, closed: stream.Closed, told: list[int]) -> bool:
+def _released(job: config.Job, window: tuple[dt.datetime, dt.datetime], closed: stream.Closed, told: list[int]) -> bool:
     """Releases a closed window, trains and publishes; says whether that was done or refused. Else it was told to stop.
 
     Raises:
@@ -169,20 +161,6 @@ def _has_new_partitions(job: config.Job, partitions: Sequence[stream.Partition])
         log.warning("%s", error)
         return False
     return set(there) > {part.partition for part in partitions}
-
-
-@contextlib.contextmanager
-def _alone(kept: store.Store) -> Iterator[Path]:
-    """Keeps other streams of the job away; yields the directory in which what has closed waits, empty."""
-    directory = kept.operator("stream")
-    with (directory / ".running").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise errors.AlreadyReleasedError(f"{kept.path}: the job is streamed already.") from error
-        for left in directory.glob("*/"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield directory
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ SECOND = dt.timedelta(seconds=1)
 
 
 def windows(size: int = 10, step: int = 10, slack: int = 3) -> stream.Windows:
-    return stream.Windows(START, START + 1000 * SECOND, size * SECOND, step * SECOND, slack * SECOND, dt.timedelta(0))
+    return stream.Windows(START, size * SECOND, step * SECOND, slack * SECOND, dt.timedelta(0))
 
 
 def at(seconds: float) -> dt.datetime:

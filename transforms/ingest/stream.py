@@ -44,7 +44,7 @@ _READ_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Window k, from 0, is [start + k step, start + k step + size); those that end after `end` don't exist.
+    """Window k, from 0, is [start + k step, start + k step + size).
 
     Attributes:
         slack: how much later than its window's end an event may arrive.
@@ -52,7 +52,6 @@ class Windows:
     """
 
     start: dt.datetime
-    end: dt.datetime
     size: dt.timedelta
     step: dt.timedelta
     slack: dt.timedelta
@@ -88,6 +87,11 @@ class Partition(NamedTuple):
     partition: int
     start: int
     number: int
+
+    @property
+    def path(self) -> str:
+        """What dead letters and the log call it."""
+        return f"{self.topic}/{self.partition}"
 
 
 class Report(NamedTuple):
@@ -218,7 +222,7 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
             yield from self._outputs(element, read, first_open)
         if read.open > first_open:
             for number in range(first_open, read.open):
-                yield self._report(number, Report(f"{place.topic}/{place.partition}", read.position, {}, None))
+                yield self._report(number, Report(element.path, read.position, {}, None))
             watermark.set_watermark(windows.end_of(read.open - 1))
         tracker.defer_remainder(timestamp.Duration(0))
 
@@ -264,7 +268,6 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
 
     def _outputs(self, element: Partition, read: "_Read", first_open: int) -> Iterator[Any]:
         """The events by window, and a report to the first open one."""
-        path = f"{element.topic}/{element.partition}"
         seen = 0 if self._seen_until is None else topics.milliseconds(self._seen_until)
         new = next((i for i, record in enumerate(read.records) if record.timestamp > seen), len(read.records))
         outcomes: dict[str, int] = {}
@@ -274,14 +277,14 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
                 continue
             topics.check_times(element.topic, records, self._allow_create_time)
             batch = topics.rows(records, self._form, topics.KEY in self.decoding.rules.source_columns)
-            decoded = self._decoders[0].decode(path, batch)
+            decoded = self._decoders[0].decode(element.path, batch)
             by_window, late = split(decoded.events, self._windows, first_open)
             for number, rows in by_window.items():
                 yield self._under(number, rows)
             if is_new:
                 outcomes = decode.add_outcomes([decoded.outcomes, {decode.OK: -late, decode.LATE: late}])
                 letters = list(topics.letters(batch, decoded.dead_letters))
-        yield self._report(first_open, Report(path, read.position, outcomes, self._kept(letters)))
+        yield self._report(first_open, Report(element.path, read.position, outcomes, self._kept(letters)))
 
     def _kept(self, letters: list[str]) -> str | None:
         if not letters:
