@@ -9,6 +9,9 @@ TABLES: Mapping[str, str] = {
     "items": "Items that can be recommended: the public catalogue, or the items that a private release made known.",
     "item_counts": "Noisy number of users and events for each item, event type and window. Protected: {protected}. "
     "Contributions of each user are limited before counting, then Gaussian noise is added; values may be negative.",
+    "trending_counts": "The same for each of the last short windows ([trending] of the job file), oldest first; empty without "
+    "them. Protected: {protected}. Contributions of each user are limited before counting, then Gaussian noise is added; "
+    "values may be negative.",
     "item_pairs": "Noisy co-occurrence of items: upper triangle of a symmetric matrix, its diagonal included. "
     "Protected: {protected}. Gaussian noise is in every cell; values may be negative.",
     "item_embeddings": "Item vectors of the model, which was trained on the private releases alone.",
@@ -23,6 +26,21 @@ TABLES: Mapping[str, str] = {
     "and noise.",
 }
 
+_COUNTS: Mapping[str, str] = {
+    "window_start": "Start of the window of event times (UTC), included.",
+    "window_end": "End of the window of event times (UTC), not included.",
+    "item_id": "The item counted.",
+    "event_type": "The kind of event counted.",
+    "users": "Noisy number of users, after each user's contributions were limited. May be negative.",
+    "events": "Noisy number of events, after each user's contributions were limited. May be negative.",
+    "users_low": "Lower end of the 95 % interval of the bounded count of users: it accounts for the noise, not for "
+    "what the limit on each user's contributions left out.",
+    "users_high": "Upper end of the 95 % interval of the bounded count of users; see users_low.",
+    "events_low": "Lower end of the 95 % interval of the bounded count of events: it accounts for the noise, not "
+    "for what the limit on each user's contributions left out.",
+    "events_high": "Upper end of the 95 % interval of the bounded count of events; see events_low.",
+}
+
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "items": {
         "item_id": "The item's id, as text.",
@@ -32,20 +50,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "kept": "Whether the item is in the co-occurrence matrix, and so in item_pairs.",
         "position": "Place in the co-occurrence matrix (0 = highest score); null when not kept.",
     },
-    "item_counts": {
-        "window_start": "Start of the window of event times (UTC), included.",
-        "window_end": "End of the window of event times (UTC), not included.",
-        "item_id": "The item counted.",
-        "event_type": "The kind of event counted.",
-        "users": "Noisy number of users, after each user's contributions were limited. May be negative.",
-        "events": "Noisy number of events, after each user's contributions were limited. May be negative.",
-        "users_low": "Lower end of the 95 % interval of the bounded count of users: it accounts for the noise, not for "
-        "what the limit on each user's contributions left out.",
-        "users_high": "Upper end of the 95 % interval of the bounded count of users; see users_low.",
-        "events_low": "Lower end of the 95 % interval of the bounded count of events: it accounts for the noise, not "
-        "for what the limit on each user's contributions left out.",
-        "events_high": "Upper end of the 95 % interval of the bounded count of events; see events_low.",
-    },
+    "item_counts": _COUNTS,
+    "trending_counts": _COUNTS,
     "item_pairs": {
         "item_id": "One item; on the diagonal, the same as other_item_id.",
         "other_item_id": "The other item; its position in items is the same or higher. Each pair is here once.",
@@ -129,8 +135,10 @@ MACROS: Mapping[str, str] = {
     "similar_items": "similar_items(item, k := 10): the k items whose embeddings point most nearly the same way "
     "(cosine similarity, popularity aside), for an item with co-occurrences of its own among such items. Unknown items have "
     "none.",
-    "trending": "trending(k := 10): the k largest noisy user counts of the newest window, each with the 95 % interval "
-    "of the bounded count (each user's contributions are limited before counting). Protected: {protected}.",
+    "trending": "trending(k := 10): the k largest noisy user counts of the newest short window (trending_counts), or of the "
+    "newest window of item_counts where there are none, each with the 95 % interval of the bounded count (each user's "
+    "contributions are limited before counting); users_before is the mean of the earlier windows in the same table. "
+    "Protected: {protected}.",
     "privacy_spent": "privacy_spent(): for each budget period, epsilon and delta of all its releases together, and what the "
     "contract allows. Protected: {protected}.",
 }

@@ -33,6 +33,7 @@ STORAGE_VERSION = "v1.4.0"
 _SCHEMAS = {
     "items": tables.ITEMS,
     "item_counts": tables.ITEM_COUNTS,
+    "trending_counts": tables.ITEM_COUNTS,
     "item_pairs": tables.ITEM_PAIRS,
     "embeddings": tables.EMBEDDINGS,
     "feature_embeddings": tables.FEATURE_EMBEDDINGS,
@@ -58,7 +59,8 @@ class NothingPublishedError(errors.NothingThereError):
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """All that one version holds; nothing else gets in. Each table has the schema that its name has in upper case.
+    """All that one version holds; nothing else gets in. Each table has the schema that its name has in upper case, and
+    `trending_counts` that of `item_counts`.
 
     `item_pairs` holds positions into `items`, which must run from 0 without a gap.
     """
@@ -66,6 +68,7 @@ class Contents:
     catalogue: Catalogue | None
     items: pa.Table
     item_counts: pa.Table
+    trending_counts: pa.Table
     item_pairs: pa.Table
     embeddings: pa.Table
     feature_embeddings: pa.Table
@@ -204,6 +207,7 @@ def _queries(contents: Contents, dimension: int) -> dict[str, str]:
     vectors = f"embedding::FLOAT[{dimension}] AS embedding, history_embedding::FLOAT[{dimension}] AS history_embedding"
     names = [
         "item_counts",
+        "trending_counts",
         "recommendations",
         "popular",
         "model_versions",

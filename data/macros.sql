@@ -37,16 +37,23 @@ SELECT row_number() OVER (ORDER BY similarity DESC, item_id) AS rank, item_id, i
 FROM best LEFT JOIN items USING (item_id)
 ORDER BY rank;
 
+-- Of the newest short window, or of the newest window where there are no short ones.
 CREATE MACRO trending(k := 10) AS TABLE
-WITH newest AS (
-    SELECT window_start, window_end FROM item_counts ORDER BY window_end DESC, window_start DESC LIMIT 1
+WITH counted AS (
+    FROM trending_counts UNION ALL (FROM item_counts WHERE NOT EXISTS (FROM trending_counts))
+), newest AS (
+    SELECT window_start, window_end FROM counted ORDER BY window_end DESC, window_start DESC LIMIT 1
+), earlier AS (
+    SELECT item_id, event_type, avg(users) AS users_before
+    FROM counted ANTI JOIN newest USING (window_start, window_end) GROUP BY item_id, event_type
 ), best AS (
-    SELECT item_counts.* FROM item_counts SEMI JOIN newest USING (window_start, window_end)
+    SELECT counted.*, users_before
+    FROM counted SEMI JOIN newest USING (window_start, window_end) LEFT JOIN earlier USING (item_id, event_type)
     ORDER BY users DESC, item_id, event_type LIMIT k
 )
 SELECT
     row_number() OVER (ORDER BY users DESC, item_id, event_type) AS rank, item_id, items.title, event_type,
-    users, users_low, users_high, events, events_low, events_high, window_start, window_end
+    users, users_low, users_high, users_before, events, events_low, events_high, window_start, window_end
 FROM best LEFT JOIN items USING (item_id)
 ORDER BY rank;
 

@@ -10,6 +10,7 @@ What was charged stands in the ledger (data.ledger), outside every store. A rele
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -101,10 +102,19 @@ class Store:
 
     def published(self, releases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Returns the manifests of the releases that are here and that the ledger says are published, in its order."""
-        paths = [
-            self.release_path(release["release_id"]) / "manifest.json" for release in releases if release["status"] == PUBLISHED
-        ]
-        return [json.loads(path.read_text()) for path in paths if path.exists()]
+        return [self.manifest(release["release_id"]) for release in releases if self._has(release)]
+
+    def newest(self, releases: Sequence[Mapping[str, Any]], section: str, most: int = 1) -> list[dict[str, Any]]:
+        """Returns, of `published`, the last ones whose report has a section, in order."""
+        manifests = (self.manifest(release["release_id"]) for release in reversed(releases) if self._has(release))
+        return list(itertools.islice((each for each in manifests if section in each["reports"]), most))[::-1]
+
+    def manifest(self, release_id: str) -> dict[str, Any]:
+        """Returns the manifest of a release that is here."""
+        return json.loads((self.release_path(release_id) / "manifest.json").read_text())
+
+    def _has(self, release: Mapping[str, Any]) -> bool:
+        return release["status"] == PUBLISHED and self.release_path(release["release_id"]).exists()
 
     def read_table(self, manifest: dict[str, Any], name: str, schema: pa.Schema) -> pa.Table:
         """Returns a table of a published release, joined from the parts that its manifest names."""

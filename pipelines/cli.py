@@ -214,18 +214,15 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
 
     job, beam_flags = config.load(arguments.job, flags)
     refused: errors.UserError | None = None
-    released: list[Path] = []
+    released: list[str | None] = []
     try:
-        for path in _releases(job, beam_flags, arguments):
-            released.append(path)  # noqa: PERF402  those before a refusal count
+        for part, path in _releases(job, beam_flags, arguments):
+            released.append(None if part.is_trending else path.name)
     except errors.UserError as error:
         # What was released before goes on; what was refused is said in the end.
         refused = error
     if released or (not refused and publish.is_due(job)):
-        if released:
-            train.run_if_due(job, released[-1].name)
-        else:
-            train.run(job)
+        train.run_if_due(job, next(filter(None, reversed(released)), None))
         publish.run(job)
         _remember(job.job.store)
     elif not refused:
@@ -242,8 +239,8 @@ def _release(arguments: argparse.Namespace, flags: list[str]) -> None:
         pass
 
 
-def _releases(job: "config.Job", beam_flags: list[str], arguments: argparse.Namespace) -> Iterator[Path]:
-    """The job's one release, or that of each window until a time."""
+def _releases(job: "config.Job", beam_flags: list[str], arguments: argparse.Namespace) -> Iterator[tuple["config.Job", Path]]:
+    """The job's one release, or that of each window until a time; each with the part of the job that it is of."""
     from pipelines import config, release
 
     is_windowed = job.window.size != "all"
@@ -254,7 +251,7 @@ def _releases(job: "config.Job", beam_flags: list[str], arguments: argparse.Name
         )
     if is_windowed:
         return release.run_until(job, _time(arguments.until), beam_flags)
-    return iter([release.run(job, beam_flags, arguments.new_release)])
+    return iter([(job, release.run(job, beam_flags, arguments.new_release))])
 
 
 def _time(text: str) -> dt.datetime:
@@ -283,7 +280,8 @@ def _schedule(arguments: argparse.Namespace, flags: list[str]) -> None:
     job, _ = config.load(arguments.job, flags)
     if job.window.size == "all":
         raise config.JobFileError('window.size = "all": a schedule is for jobs with windows that follow one another.')
-    window = job.window
+    # Where there are short windows, each run comes with the end of one.
+    window = job.parts[-1].window
     # Windows of which each starts a step after the one before end a step after one another too.
     times = schedule.cadence(window.start + window.duration - window.step, window.step, window.slack + job.settling)
     command = [sys.executable, "-m", "pipelines.cli", "run", str(arguments.job.absolute()), "--until", "now", *flags]

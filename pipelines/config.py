@@ -4,12 +4,13 @@ Flags win over the environment (SOTTOVOCE_MODEL__RANK=64), that over the file. d
 """
 
 import datetime as dt
+import heapq
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import pydantic_settings
@@ -43,6 +44,10 @@ def _time_of(duration: str) -> dt.timedelta:
 Positive = Annotated[int, Field(ge=1), pydantic.BeforeValidator(_no_truth_value)]
 
 _SHARES = ("selection", "counts", "cooccurrence")
+
+TRENDING = "/trending"
+"""What a job's name ends with in the ledger where the job's short windows are meant."""
+
 _MAY_BE_SECRET = (pseudonym.KEY_VARIABLE, "SOTTOVOCE_PRIVACY", "SOTTOVOCE_PRIVACY__LEDGER")
 """Variables: the key, and the ledger's URL, which can have a password in it."""
 
@@ -66,6 +71,18 @@ class JobSection(_Section):
     name: str = Field(min_length=1, max_length=200)
     data_set: str = Field(min_length=1, max_length=200)
     store: Path
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _not_that_of_short_windows(cls, name: str) -> str:
+        if name.endswith(TRENDING):
+            raise ValueError(f"must not end with {TRENDING!r}: the ledger calls a job's short windows so")
+        return name
+
+    @property
+    def whole(self) -> str:
+        """The name of the job that this one is a part of, or its own."""
+        return self.name.removesuffix(TRENDING)
 
 
 class SourceSection(_Section):
@@ -163,17 +180,40 @@ class PrivacySection(_Section):
         return self
 
 
-class WindowSection(_Section):
-    """[window]: which events one release reads: those in [start, end), or in each window of `size` between them, in UTC."""
+class _Windows(_Section):
+    """Windows of one length, from a start on: how long, how far apart, and what each may cost."""
 
-    size: str = "all"
+    size: str
     every: Duration | None = None
-    start: dt.datetime
-    end: dt.datetime
-    slack_seconds: float = Field(0.0, ge=0)
     budget_share: float = Field(1.0, gt=0, le=1)
     max_windows_contributed: Positive | None = None
     min_separation: Positive = 1
+
+    @property
+    def step(self) -> dt.timedelta:
+        """From the start of a window to that of the next."""
+        return _time_of(self.every or self.size)
+
+    @pydantic.model_validator(mode="after")
+    def _windows_that_fit(self) -> Self:
+        if self.every is not None and (self.size == "all" or self.step > _time_of(self.size)):
+            raise ValueError(f"every = {self.every!r} must not be longer than size = {self.size!r}: some events had no window")
+        if self.every is not None and self.max_windows_contributed:
+            raise ValueError("every: sliding windows have no contribution book yet: leave max_windows_contributed out")
+        if self.max_windows_contributed and self.size == "all":
+            raise ValueError('max_windows_contributed is for windows that follow one another; size = "all" is one window')
+        if self.min_separation > 1 and not self.max_windows_contributed:
+            raise ValueError("min_separation needs max_windows_contributed")
+        return self
+
+
+class WindowSection(_Windows):
+    """[window]: which events one release reads: those in [start, end), or in each window of `size` between them, in UTC."""
+
+    size: str = "all"
+    start: dt.datetime
+    end: dt.datetime
+    slack_seconds: float = Field(0.0, ge=0)
 
     @pydantic.field_validator("size")
     @classmethod
@@ -185,14 +225,12 @@ class WindowSection(_Section):
     @property
     def duration(self) -> dt.timedelta:
         """How long a window is."""
-        if self.size == "all":
-            return self.end - self.start
-        return _time_of(self.size)
+        return self.end - self.start if self.size == "all" else _time_of(self.size)
 
     @property
     def step(self) -> dt.timedelta:
         """From the start of a window to that of the next."""
-        return self.duration if self.every is None else _time_of(self.every)
+        return self.duration if self.size == "all" else super().step
 
     @property
     def slack(self) -> dt.timedelta:
@@ -201,8 +239,7 @@ class WindowSection(_Section):
 
     def closed(self, now: dt.datetime) -> Iterator[tuple[dt.datetime, dt.datetime]]:
         """Yields the windows that are over at `now`, slack included, in order: told by this section and the clock alone."""
-        for number in range(self.closed_count(now)):
-            yield self.bounds(number)
+        return (self.bounds(number) for number in range(self.closed_count(now)))
 
     def closed_count(self, now: dt.datetime) -> int:
         """How many windows are over at `now`, slack included."""
@@ -230,22 +267,20 @@ class WindowSection(_Section):
         return utc(time)
 
     @pydantic.model_validator(mode="after")
-    def _windows_that_fit(self) -> "WindowSection":
-        if self.every is not None and (self.size == "all" or self.step > self.duration):
-            raise ValueError(f"every = {self.every!r} must not be longer than size = {self.size!r}: some events had no window")
-        if self.every is not None and self.max_windows_contributed:
-            raise ValueError("every: sliding windows have no contribution book yet: leave max_windows_contributed out")
-        if self.max_windows_contributed and self.size == "all":
-            raise ValueError('max_windows_contributed is for windows that follow one another; size = "all" is one window')
-        if self.min_separation > 1 and not self.max_windows_contributed:
-            raise ValueError("min_separation needs max_windows_contributed")
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _ordered(self) -> "WindowSection":
+    def _ordered(self) -> Self:
         if self.start >= self.end:
             raise ValueError(f"start = {self.start} must be before end = {self.end}")
         return self
+
+
+class TrendingSection(_Windows):
+    """[trending]: counts of short windows beside the job's own: what they cost, how they are bounded, how many are shown."""
+
+    size: Duration
+    budget_share: float = Field(gt=0, le=1)
+    max_partitions_contributed: Positive = 10
+    max_contributions_per_partition: Positive = 5
+    keep_windows: Positive = 24
 
 
 class SelectionSection(_Section):
@@ -385,6 +420,7 @@ class Job(pydantic_settings.BaseSettings):
     catalogue: CatalogueSection | None = None
     privacy: PrivacySection
     window: WindowSection
+    trending: TrendingSection | None = None
     selection: SelectionSection = SelectionSection()
     counts: CountsSection = CountsSection()
     cooccurrence: CooccurrenceSection = CooccurrenceSection()
@@ -397,6 +433,61 @@ class Job(pydantic_settings.BaseSettings):
     def settling(self) -> dt.timedelta:
         """How long after a window's end and slack it is read: until then the broker may yet give an event an earlier time."""
         return dt.timedelta(seconds=0 if self.kafka is None else self.kafka.settle_seconds)
+
+    @property
+    def is_trending(self) -> bool:
+        """Whether this is the part of a job that releases counts of short windows alone."""
+        return self.job.name.endswith(TRENDING)
+
+    @property
+    def parts(self) -> "list[Job]":
+        """The job itself and, where there is a [trending], its short windows: each is released and charged by itself."""
+        short = self.trending
+        if short is None:
+            return [self]
+        window = self.window.model_copy(
+            update={
+                **{name: getattr(short, name) for name in _Windows.model_fields},
+                "start": self.window.start + self._until_items_are_known(short),
+            }
+        )
+        bounds = ("max_partitions_contributed", "max_contributions_per_partition")
+        part = {
+            "job": self.job.model_copy(update={"name": self.job.name + TRENDING}),
+            "window": window,
+            "trending": None,
+            "counts": self.counts.model_copy(update={"budget_share": 1.0, **{name: getattr(short, name) for name in bounds}}),
+            # The other limits are of what the job reads, which is told once.
+            "alerts": AlertsSection(
+                max_delay_seconds=self.alerts.max_delay_seconds, min_windows_left=self.alerts.min_windows_left
+            ),
+        }
+        return [self, self.model_copy(update=part)]
+
+    def windows(self, until: dt.datetime, after: dt.datetime | None = None) -> Iterator[tuple[int, int]]:
+        """Yields the windows that are over at a time, slack included, in the order in which they end.
+
+        Args:
+            until: the time.
+            after: only those that end after this one.
+
+        Yields:
+            The place in `parts` of the part that a window is of, and its number. Of two that end together the job's own is
+            first.
+        """
+
+        def ends(place: int, window: WindowSection) -> Iterator[tuple[dt.datetime, int, int]]:
+            first = 0 if after is None else window.count(after)
+            return ((window.bounds(number)[1], place, number) for number in range(first, window.closed_count(until)))
+
+        ordered = heapq.merge(*(ends(place, part.window) for place, part in enumerate(self.parts)))
+        return ((place, number) for _, place, number in ordered)
+
+    def _until_items_are_known(self, short: TrendingSection) -> dt.timedelta:
+        """Without a catalogue short windows count the items of the job's last release: none before its first window ends."""
+        if self.catalogue is not None:
+            return dt.timedelta(0)
+        return -(-self.window.duration // short.step) * short.step
 
     @pydantic.model_validator(mode="after")
     def _broker_of_the_topic(self) -> "Job":
@@ -411,15 +502,40 @@ class Job(pydantic_settings.BaseSettings):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _window_within_period(self) -> "Job":
-        if self.window.size == "all":
-            periods.names(self.privacy.period, self.window.start, self.window.end)
-        elif self.window.duration > periods.SHORTEST[self.privacy.period]:
+    def _windows_shorter_than_the_jobs(self) -> "Job":
+        short = self.trending
+        if short is None:
+            return self
+        if self.window.size == "all" or _time_of(short.size) >= self.window.duration:
             raise ValueError(
-                f"window.size = {self.window.size!r} is longer than a period ({self.privacy.period}): nobody's loss in it "
-                "would be bounded by one budget. Take a smaller size or a longer period"
+                f"trending.size = {short.size!r} must be shorter than window.size = {self.window.size!r}, the job's own windows"
             )
+        if self.parts[-1].window.start >= self.window.end:
+            raise ValueError(
+                "trending: without a [catalogue] short windows count the items of the job's last release, and window.end comes "
+                "with the first one. Give a catalogue or a later window.end"
+            )
+        if self.window.max_windows_contributed and short.max_windows_contributed:
+            shares = self.window.budget_share + short.budget_share
+            if shares > 1:
+                raise ValueError(f"window.budget_share + trending.budget_share = {shares:g} must be at most 1")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _window_within_period(self) -> "Job":
+        for name, window in self._sections():
+            if window.size == "all":
+                periods.names(self.privacy.period, window.start, window.end)
+            elif window.duration > periods.SHORTEST[self.privacy.period]:
+                raise ValueError(
+                    f"{name}.size = {window.size!r} is longer than a period ({self.privacy.period}): nobody's loss in it "
+                    "would be bounded by one budget. Take a smaller size or a longer period"
+                )
+        return self
+
+    def _sections(self) -> Iterator[tuple[str, WindowSection]]:
+        """The windows of each part, by the name of their section."""
+        return ((name, part.window) for name, part in zip(("window", "trending"), self.parts, strict=False))
 
     @pydantic.model_validator(mode="after")
     def _ledger_outside_the_store(self) -> "Job":
@@ -434,17 +550,17 @@ class Job(pydantic_settings.BaseSettings):
 
     @pydantic.model_validator(mode="after")
     def _one_book_a_window(self) -> "Job":
-        if not self.window.max_windows_contributed:
-            return self
-        if not periods.divides(self.privacy.period, self.window.start, self.window.duration):
-            raise ValueError(
-                f"window.max_windows_contributed: windows of {self.window.size!r} from {self.window.start} on don't each lie "
-                f"in one period ({self.privacy.period}), and each period has a book of its own. Take a size that divides it, "
-                "from a start that fits"
-            )
-        if self.runner.buckets:
-            raise ValueError("runner.buckets: can't be chosen with window.max_windows_contributed: the book has its own number")
-        if self.privacy.book is None and self.privacy.ledger and not self.privacy.ledger.startswith("sqlite:///"):
+        booked = [(name, window) for name, window in self._sections() if window.max_windows_contributed]
+        for name, window in booked:
+            if not periods.divides(self.privacy.period, window.start, window.duration):
+                raise ValueError(
+                    f"{name}.max_windows_contributed: windows of {window.size!r} from {window.start} on don't each lie in one "
+                    f"period ({self.privacy.period}), and each period has a book of its own. Take a size that divides it, from "
+                    "a start that fits"
+                )
+        if booked and self.runner.buckets:
+            raise ValueError("runner.buckets: can't be chosen with max_windows_contributed: the book has its own number")
+        if booked and self.privacy.book is None and self.privacy.ledger and not self.privacy.ledger.startswith("sqlite:///"):
             raise ValueError("privacy.book: must name a directory that all hosts share, where the ledger is not a SQLite file")
         return self
 

@@ -73,32 +73,43 @@ class Figures(registry.Collector):
 
 def metrics(found: status.Status) -> Iterator[core.Metric]:
     """Yields a job's figures; those that aren't known are left out."""
-    windows, run, budget = found.windows, found.last_run, found.budget
+    yield from _of_windows(found, "")
+    if found.trending is not None:
+        yield from _of_windows(found.trending, "trending_")
+    yield from _of_topic(found)
+    if found.last_run is not None:
+        yield from _of_run(found.last_run)
+    yield from _of_totals(found.totals)
+    for name, text in (
+        ("total_epsilon", "Epsilon of the contract, for each user and period."),
+        ("left_epsilon", "Epsilon of the contract less what is spent in the period."),
+    ):
+        yield from _labelled(f"budget_{name}", text, "period", {each.period: getattr(each, name) for each in found.budget})
+    alerts = {each.name: each.is_firing for each in found.alerts}
+    yield from _labelled("alert", "1: a figure is beyond its limit in [alerts] of the job file.", "alert", alerts)
+
+
+def _of_windows(found: status.Status, prefix: str) -> Iterator[core.Metric]:
+    """Of the job's own windows, or of its short ones."""
+    windows = found.windows
     states = {"released": windows.released, "waiting": windows.waiting, "refused": windows.refused}
-    yield from _labelled("windows", "Windows that are over, by what became of them.", "state", states)
+    yield from _labelled(f"{prefix}windows", "Windows that are over, by what became of them.", "state", states)
     for name, text, value in (
         ("released_until_timestamp_seconds", "End of the last released window.", windows.released_until.timestamp()),
         ("next_window_closes_timestamp_seconds", "When the next window may be read.", _timestamp(windows.next_closes)),
         ("delay_seconds", "Time since the end of the last released window; none once all are.", found.delay_seconds),
     ):
-        yield from _gauge(name, text, value)
-    yield from _of_topic(found)
-    if run is not None:
-        yield from _of_run(run)
-    yield from _of_totals(found.totals)
+        yield from _gauge(f"{prefix}{name}", text, value)
     for name, latency in (("published", found.published), ("visible", found.visible)):
         text = f"From a window's end and slack until it is {name}, of the last {status.LAST} released ones."
         values = {} if latency is None else {"median": latency.median, "max": latency.largest}
-        yield from _labelled(f"{name}_latency_seconds", text, "statistic", values)
+        yield from _labelled(f"{prefix}{name}_latency_seconds", text, "statistic", values)
     for name, text in (
-        ("total_epsilon", "Epsilon of the contract, for each user and period."),
-        ("left_epsilon", "Epsilon of the contract less what is spent in the period."),
         ("windows_left", "Windows that the period's budget has room for."),
         ("windows_to_come", "Windows of the job in the period that are not released yet."),
     ):
-        yield from _labelled(f"budget_{name}", text, "period", {each.period: getattr(each, name) for each in budget})
-    alerts = {each.name: each.is_firing for each in found.alerts}
-    yield from _labelled("alert", "1: a figure is beyond its limit in [alerts] of the job file.", "alert", alerts)
+        left = {each.period: getattr(each, name) for each in found.budget}
+        yield from _labelled(f"{prefix}budget_{name}", text, "period", left)
 
 
 def _of_topic(found: status.Status) -> Iterator[core.Metric]:

@@ -14,52 +14,53 @@ from dp_accounting import gaussian_mechanism
 from data import database, errors, ledger, store, tables
 from pipelines import config, contract, source
 from transforms.ingest import kafka_client
+from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
+
+COUNTS, TRENDING = "counts", "trending"
+"""Sections of a release's report: of the counts of the job's own windows, or of its short ones."""
 
 log = logging.getLogger(__name__)
 
 
 def run(job: config.Job) -> Path:
-    """Publishes the newest model and its release, and the newest release's counts; returns the database's path.
+    """Publishes the newest model and its release, and the newest releases' counts; returns the database's path.
 
     Raises:
-        errors.NothingThereError: there is no model yet.
+        errors.NothingThereError: there is no model yet, nor counts of short windows.
         kafka_client.KafkaError: the version is published, but its recommendations couldn't be sent to their topic.
     """
     kept = store.Store(job.job.store)
-    model = kept.latest_model()
-    if model is None:
-        raise errors.NothingThereError(f"{kept.path} holds no model yet: `sottovoce train` makes one.")
-    trained = json.loads((model / "manifest.json").read_text())
     account = contract.open_ledger(job)
     releases = account.releases(job.job.data_set)
-    manifests = {manifest["release_id"]: manifest for manifest in kept.published(releases)}
-    if trained["release_ids"][-1] not in manifests:
-        raise errors.NothingThereError(
-            f"{kept.path} holds a model, but not the release that it was trained on: put it back, or `sottovoce train` anew."
-        )
-    manifest = manifests[trained["release_ids"][-1]]
-    newest = list(manifests.values())[-1]
+    trending = kept.newest(releases, TRENDING, 1 if job.trending is None else job.trending.keep_windows)
+    model = kept.latest_model()
+    if model is None and not trending:
+        raise errors.NothingThereError(f"{kept.path} holds no model yet: `sottovoce train` makes one.")
+    trained, of_model = _of_model(kept, model, releases)
+    counted = kept.newest(releases, COUNTS)
     version = database.publish(
         kept.path,
         database.Contents(
             catalogue=source.load_catalogue(job),
-            items=kept.read_table(manifest, "items", tables.ITEMS),
-            item_counts=kept.read_table(newest, "item_counts", tables.ITEM_COUNTS),
-            item_pairs=kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS),
-            embeddings=_read(model, "embeddings", tables.EMBEDDINGS),
-            feature_embeddings=_read(model, "feature_embeddings", tables.FEATURE_EMBEDDINGS),
-            recommendations=_read(model, "recommendations", tables.RECOMMENDATIONS),
-            popular=_read(model, "popular", tables.POPULAR),
-            model_versions=_model_versions(int(model.name), trained),
+            items=_released(kept, of_model, "items", tables.ITEMS),
+            item_counts=_released(kept, counted, "item_counts", tables.ITEM_COUNTS),
+            trending_counts=_released(kept, trending, "item_counts", tables.ITEM_COUNTS),
+            item_pairs=_released(kept, of_model, "item_pairs", tables.ITEM_PAIRS),
+            embeddings=_trained(model, "embeddings", tables.EMBEDDINGS),
+            feature_embeddings=_trained(model, "feature_embeddings", tables.FEATURE_EMBEDDINGS),
+            recommendations=_trained(model, "recommendations", tables.RECOMMENDATIONS),
+            popular=_trained(model, "popular", tables.POPULAR),
+            model_versions=_model_versions(model, trained),
             privacy_ledger=_privacy_ledger([{"release_id": each["release_id"], **each["charge"]} for each in releases]),
             privacy_periods=_privacy_periods(account, job.job.data_set),
-            release_report=_release_report(manifest, newest),
+            release_report=_release_report(of_model, counted, trending[-1:]),
         ),
         job.publish.keep_versions,
     )
     log.info("published %s", version)
-    _note_visible(kept, releases, newest["release_id"])
+    for manifest in [*counted, *trending[-1:]]:
+        _note_visible(kept, releases, manifest["release_id"])
     _send_recommendations(job, kept)
     return version
 
@@ -67,15 +68,35 @@ def run(job: config.Job) -> Path:
 def is_due(job: config.Job) -> bool:
     """Says whether there is a release that the current database doesn't come from: a run may have ended before it was there."""
     kept = store.Store(job.job.store)
-    published = kept.published(contract.open_ledger(job).releases(job.job.data_set))
-    if not published:
+    releases = contract.open_ledger(job).releases(job.job.data_set)
+    newest = {(name, each["release_id"]) for name in (COUNTS, TRENDING) for each in kept.newest(releases, name)}
+    if not newest:
         return False
     try:
         with database.connect(kept.path) as connection:
-            shown = connection.sql("select distinct release_id from release_report where section = 'counts'").fetchall()
+            shown = connection.sql("select distinct section, release_id from release_report").fetchall()
     except errors.NothingThereError:
         return True
-    return shown != [(published[-1]["release_id"],)]
+    return not newest <= set(shown)
+
+
+def _of_model(
+    kept: store.Store, model: Path | None, releases: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A model's manifest and that of the release that it was trained on; nothing without a model."""
+    if model is None:
+        return {}, []
+    trained = json.loads((model / "manifest.json").read_text())
+    found = kept.published([release for release in releases if release["release_id"] == trained["release_ids"][-1]])
+    if not found:
+        raise errors.NothingThereError(
+            f"{kept.path} holds a model, but not the release that it was trained on: put it back, or `sottovoce train` anew."
+        )
+    return trained, found
+
+
+def _released(kept: store.Store, manifests: Sequence[dict[str, Any]], name: str, schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *(kept.read_table(manifest, name, schema) for manifest in manifests)])
 
 
 def _note_visible(kept: store.Store, releases: Sequence[Mapping[str, Any]], release_id: str) -> None:
@@ -106,18 +127,20 @@ def _send_recommendations(job: config.Job, kept: store.Store) -> None:
     log.info("sent the recommendations of %d items to %s", len(messages), topic)
 
 
-def _read(model: Path, name: str, schema: pa.Schema) -> pa.Table:
-    return pq.read_table(model / f"{name}.parquet").cast(schema)
+def _trained(model: Path | None, name: str, schema: pa.Schema) -> pa.Table:
+    return schema.empty_table() if model is None else pq.read_table(model / f"{name}.parquet").cast(schema)
 
 
 def _time(text: str) -> dt.datetime:
     return dt.datetime.fromisoformat(text)
 
 
-def _model_versions(version: int, trained: dict[str, Any]) -> pa.Table:
+def _model_versions(model: Path | None, trained: dict[str, Any]) -> pa.Table:
+    if model is None:
+        return tables.MODEL_VERSIONS.empty_table()
     row = {
         **trained,
-        "version": version,
+        "version": int(model.name),
         "created": _time(trained["created"]),
         "parameters": json.dumps(trained["parameters"]),
     }
@@ -157,13 +180,36 @@ def _privacy_periods(account: ledger.Ledger, data_set: str) -> pa.Table:
     return pa.Table.from_pylist(rows, tables.PRIVACY_PERIODS)
 
 
-def _release_report(manifest: dict[str, Any], newest: dict[str, Any]) -> pa.Table:
+def _release_report(
+    of_model: Sequence[dict[str, Any]], counted: Sequence[dict[str, Any]], trending: Sequence[dict[str, Any]]
+) -> pa.Table:
     """The explanation of each released table, line by line, after what the whole release promises.
 
     Args:
-        manifest: of the model's release.
-        newest: of the release whose counts are shown.
+        of_model: the manifest of the model's release, if there is one.
+        counted, trending: those of the releases whose counts are shown.
     """
+    told = [("privacy", manifest, _promise(manifest)) for manifest in [*of_model, *([] if of_model else trending)]]
+    told += [
+        (section, manifest, manifest["reports"][section])
+        for section, manifests in (
+            (budget.SELECTION, of_model),
+            (COUNTS, counted),
+            (TRENDING, trending),
+            (budget.COOCCURRENCE, of_model),
+        )
+        for manifest in manifests
+    ]
+    rows = [
+        {"release_id": manifest["release_id"], "section": section, "line": number, "text": line}
+        for section, manifest, text in told
+        for number, line in enumerate(text.splitlines(), 1)
+    ]
+    return pa.Table.from_pylist(rows, tables.RELEASE_REPORT)
+
+
+def _promise(manifest: dict[str, Any]) -> str:
+    """What a release as a whole promises, and how its budget is spread."""
     settings = manifest["settings"]
     promise = (
         f"Unit of protection: one {manifest['unit']} with everything it did in one period ({manifest['period']}), "
@@ -182,16 +228,7 @@ def _release_report(manifest: dict[str, Any], newest: dict[str, Any]) -> pa.Tabl
         )
         if mechanism["delta"]:
             promise += f" {mechanism['delta']:g} of the release's delta is set aside for what passes its threshold."
-    told = {"privacy": (manifest, promise)} | {
-        section: (of, of["reports"][section])
-        for section, of in (("selection", manifest), ("counts", newest), ("cooccurrence", manifest))
-    }
-    rows = [
-        {"release_id": of["release_id"], "section": section, "line": number, "text": line}
-        for section, (of, text) in told.items()
-        for number, line in enumerate(text.splitlines(), 1)
-    ]
-    return pa.Table.from_pylist(rows, tables.RELEASE_REPORT)
+    return promise
 
 
 if __name__ == "__main__":

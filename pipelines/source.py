@@ -139,23 +139,25 @@ def _topic(job: config.Job, decoding: events.Decoding, now: dt.datetime, seen_un
         topic,
         since=rules.window_start - dt.timedelta(seconds=rules.max_skew_seconds),
         until=min(rules.window_end + job.window.slack, now),
-        new_since=seen_until,
+        # The letters are those of the job's own windows.
+        new_since=rules.window_end + job.window.slack if job.is_trending else seen_until,
         allow_create_time=kafka.allow_create_time,
     )
     reader = topics.ReadAndDecodeTopic(kafka.connection, _format(job, rules), decoding, kafka.allow_create_time)
     return Source(parts, reader, sum(part.stop - part.start for part in parts), topics.digests(parts))
 
 
-def stream_partitions(job: config.Job, number: int) -> list[stream.Partition]:
-    """Finds where a stream begins in each partition, so that it has all of the window of that number and of those after.
+def stream_partitions(job: config.Job, ended: dt.datetime) -> list[stream.Partition]:
+    """Finds where a stream begins in each partition, so that it has all of the windows that end after a time.
 
     Raises:
         kafka_client.KafkaError: the topic can't be read.
     """
     kafka, topic = _of_topic(job)
-    since = job.window.bounds(number)[0] - dt.timedelta(seconds=job.source.max_skew_seconds)
+    first = min(part.window.bounds(part.window.count(ended))[0] for part in job.parts)
+    since = first - dt.timedelta(seconds=job.source.max_skew_seconds)
     found = topics.ranges(kafka.connection, topic, since, since, None, kafka.allow_create_time)
-    return [stream.Partition(part.topic, part.partition, part.start, number) for part in found]
+    return [stream.Partition(part.topic, part.partition, part.start, ended) for part in found]
 
 
 def topic_partitions(job: config.Job) -> list[int]:
@@ -164,19 +166,21 @@ def topic_partitions(job: config.Job) -> list[int]:
     return kafka_client.partitions(kafka.connection, topic, "READ")
 
 
-def stream_reader(job: config.Job, number: int, directory: str) -> tuple[stream.ReadTopicForever, stream.Windows]:
-    """Makes the step that streams the job's topic, and the windows that its events are in.
+def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream.ReadTopicForever:
+    """Makes the step that streams the job's topic.
 
     Args:
-        number: of the window that it begins with.
+        ended: as `stream_partitions`.
         directory: where dead letters wait.
 
     Raises:
         formats.SchemaError, pseudonym.PseudonymKeyError, catalogue.CatalogueError: bad input.
     """
     kafka, _ = _of_topic(job)
-    window = job.window
-    windows = stream.Windows(window.start, window.duration, window.step, window.slack, job.settling)
+    windows = [part.window for part in job.parts]
+    clock = stream.Clock(
+        [stream.Windows(each.start, each.duration, each.step) for each in windows], job.window.slack, job.settling
+    )
     rules = event_rules(job, dt.datetime.now(dt.UTC))
     public = load_catalogue(job)
     decoding = events.Decoding(
@@ -187,11 +191,16 @@ def stream_reader(job: config.Job, number: int, directory: str) -> tuple[stream.
         None if public is None else public.table["item_id"].combine_chunks(),
         [*_fields(job), "event_time", "arrival_time"],
     )
-    before = windows.close(number - 1) if number else None
-    form = _format(job, rules)
+    seen_until = [each.bounds(number - 1)[1] + each.slack if (number := each.count(ended)) else None for each in windows]
     return stream.ReadTopicForever(
-        kafka.connection, form, decoding, windows, before, directory, kafka.allow_create_time
-    ), windows
+        kafka.connection,
+        _format(job, rules),
+        decoding,
+        clock,
+        seen_until,
+        directory,
+        kafka.allow_create_time,
+    )
 
 
 def _of_topic(job: config.Job) -> tuple[config.KafkaSection, str]:
@@ -234,7 +243,8 @@ def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
     Raises:
         kafka_client.KafkaError: the broker refuses; the next run tries again.
     """
-    if job.kafka is None:
+    # Short windows read the same messages once more.
+    if job.kafka is None or job.is_trending:
         return
     waiting = []
     for release in reversed(published(job, account)):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data import errors, ledger, periods, store
-from pipelines import config, contract, release
+from pipelines import config, contract, plan
 from transforms.ingest import decode, kafka_client
 from transforms.privacy import filter as privacy_filter
 
@@ -153,6 +153,8 @@ class Status:
         partitions: of the job's topic; none for files.
         broker_problem: why there is no lag; None: there is, or the job reads files.
         published, visible: until the ledger named the release, and until it was in the database that people query.
+        alerts: those of `trending` among them.
+        trending: the figures of the job's short windows, without what is told of the whole job; None: it has none.
     """
 
     job: str
@@ -168,6 +170,7 @@ class Status:
     visible: Latency | None
     budget: list[Budget]
     alerts: list[Alert]
+    trending: "Status | None" = None
 
 
 def read(job: config.Job, now: dt.datetime | None = None) -> Status:
@@ -179,22 +182,37 @@ def read(job: config.Job, now: dt.datetime | None = None) -> Status:
     """
     now = now or dt.datetime.now(dt.UTC)
     account, kept = contract.open_ledger(job), store.Store(job.job.store)
+    asked, records = account.releases(job.job.data_set, with_refused=True), kept.run_records()
+    whole, *short = (_of_part(part, now, account, asked, records) for part in job.parts)
+    if not short:
+        return whole
+    alerts = [dataclasses.replace(alert, name=f"trending.{alert.name}") for alert in short[0].alerts]
+    return dataclasses.replace(whole, alerts=[*whole.alerts, *alerts], trending=short[0])
+
+
+def _of_part(
+    job: config.Job,
+    now: dt.datetime,
+    account: ledger.Ledger,
+    asked: Sequence[Mapping[str, Any]],
+    records: Mapping[str, Mapping[str, Any]],
+) -> Status:
+    """The figures of a part of a job: of its windows, and of their releases and runs."""
     known = account.known(job.job.data_set)
-    asked = [each for each in account.releases(job.job.data_set, with_refused=True) if each["job"] == job.job.name]
+    asked = [each for each in asked if each["job"] == job.job.name]
+    records = {attempt: record for attempt, record in records.items() if _number_of(job, record) is not None}
     # Of a window that was released twice, the last one.
     released = {
-        number: each
-        for each in asked
-        if each["status"] == ledger.PUBLISHED and (number := _number(job, each["window_start"], each["window_end"])) is not None
+        number: each for each in asked if each["status"] == ledger.PUBLISHED and (number := _number_of(job, each)) is not None
     }
-    records = kept.run_records()
     windows = _windows(job, now, released, _refused(job, account, asked, records))
     is_done = len(released) == job.window.count(job.window.end)
     delay = None if is_done else (now - windows.released_until).total_seconds()
-    last_record = max(records.values(), key=lambda record: record.get("started", ""), default={})
-    last_run = _run(last_record) if "started" in last_record else None
+    last_record = max(records.values(), key=lambda record: record["started"], default=None)
+    last_run = None if last_record is None else _run(last_record)
     ended = [(released[number], records.get(released[number]["attempt"], {})) for number in sorted(released)]
-    partitions, problem = _partitions(job, ended[-1][1].get("source", {}) if ended else {})
+    # Short windows read what the job's own read.
+    partitions, problem = ([], None) if job.is_trending else _partitions(job, ended[-1][1].get("source", {}) if ended else {})
     published, visible = _latencies(job, account, ended[-LAST:])
     budget = list(_budget(job, account, known, released))
     return Status(
@@ -214,8 +232,11 @@ def read(job: config.Job, now: dt.datetime | None = None) -> Status:
     )
 
 
-def _number(job: config.Job, start: str, end: str) -> int | None:
-    """A window's place among the job's; None: it is none of them."""
+def _number_of(job: config.Job, of: Mapping[str, Any]) -> int | None:
+    """The place among the job's windows of that which a release or a run is of; None: it is of none of them."""
+    start, end = of.get("window_start", ""), of.get("window_end", "")
+    if not start:
+        return None
     number = (dt.datetime.fromisoformat(start) - job.window.start) // job.window.step
     is_ours = 0 <= number < job.window.count(job.window.end)
     return number if is_ours and tuple(time.isoformat() for time in job.window.bounds(number)) == (start, end) else None
@@ -241,14 +262,14 @@ def _refused(
 ) -> dict[int, str]:
     """Why windows were refused: for their rows, or by the ledger; also those that were released later."""
     found = {}
-    told = [record for record in records.values() if record["refused"] and "started" in record]
-    for record in sorted(told, key=lambda record: record["started"]):
-        found[_number(job, record["window_start"], record["window_end"])] = record["refused"]
+    for record in sorted(records.values(), key=lambda record: record["started"]):
+        if record["refused"]:
+            found[_number_of(job, record)] = record["refused"]
     refused = [each for each in asked if each["status"] == ledger.REFUSED]
     said = account.history(job.job.data_set, ledger.REFUSED) if refused else []
     why = {(row["body"]["charge"]["window_start"], row["body"]["charge"]["window_end"]): row["body"]["why"] for row in said}
     for each in refused:
-        found[_number(job, each["window_start"], each["window_end"])] = why[each["window_start"], each["window_end"]]
+        found[_number_of(job, each)] = why[each["window_start"], each["window_end"]]
     return {number: reason for number, reason in found.items() if number is not None}
 
 
@@ -328,7 +349,7 @@ def _budget(job: config.Job, account: ledger.Ledger, known: ledger.Contract, rel
     start, end = job.window.bounds(min(max(released, default=-1) + 1, windows - 1))
     one = job.model_copy(update={"window": job.window.model_copy(update={"start": start, "end": end})})
     # What a window costs doesn't hang on key, catalogue or data.
-    request = release.plan(one, None, release.span_of(job, start)).request(b"", {}, 0)
+    request = plan.plan(one, None, plan.span_of(job, start)).request(b"", {}, 0)
     spent = {each.period: each for each in account.spent(job.job.data_set)}
     for period in request.touched:
         there = spent.get(period, ledger.Spent(period, 0.0, 0.0, 0, is_closed=False))
@@ -418,16 +439,8 @@ def as_json(found: Status) -> str:
 
 def as_text(found: Status) -> Iterator[str]:
     """Yields the figures as lines for people."""
-    windows, run, totals = found.windows, found.last_run, found.totals
     yield f"{found.job} at {_time(found.at)}: exact figures, not to be published"
-    delay = "all of the job's windows" if found.delay_seconds is None else f"{found.delay_seconds:.0f} s ago"
-    yield (
-        f"windows: {windows.released} released, {windows.waiting} waiting, {windows.refused} refused; released until "
-        f"{_time(windows.released_until)}, {delay}"
-        + (f"; the next closes at {_time(windows.next_closes)}" if windows.next_closes else "")
-    )
-    if windows.why:
-        yield f"refused: {windows.why}"
+    yield from _windows_as_text(found)
     for part in found.partitions:
         yield (
             f"{part.topic}/{part.partition}: "
@@ -436,6 +449,27 @@ def as_text(found: Status) -> Iterator[str]:
         )
     if found.broker_problem:
         yield f"no lag: {found.broker_problem}"
+    yield from _run_as_text(found)
+    if found.trending:
+        yield from (f"trending: {line}" for line in [*_windows_as_text(found.trending), *_run_as_text(found.trending)])
+    for alert in found.alerts:
+        yield f"{'ALERT' if alert.is_firing else 'fine'}: {_told(alert) if alert.is_firing else alert.name}"
+
+
+def _windows_as_text(found: Status) -> Iterator[str]:
+    windows = found.windows
+    delay = "all of them" if found.delay_seconds is None else f"{found.delay_seconds:.0f} s ago"
+    yield (
+        f"windows: {windows.released} released, {windows.waiting} waiting, {windows.refused} refused; released until "
+        f"{_time(windows.released_until)}, {delay}"
+        + (f"; the next closes at {_time(windows.next_closes)}" if windows.next_closes else "")
+    )
+    if windows.why:
+        yield f"refused: {windows.why}"
+
+
+def _run_as_text(found: Status) -> Iterator[str]:
+    run, totals = found.last_run, found.totals
     if run:
         counts = {**run.outcomes, **({} if run.repeated is None else {REPEATED: run.repeated})}
         yield (
@@ -460,8 +494,6 @@ def as_text(found: Status) -> Iterator[str]:
             + ("closed" if budget.is_closed else f"room for {budget.windows_left} more window(s)")
             + f", {budget.windows_to_come} to come"
         )
-    for alert in found.alerts:
-        yield f"{'ALERT' if alert.is_firing else 'fine'}: {_told(alert) if alert.is_firing else alert.name}"
 
 
 def _time(time: dt.datetime) -> str:

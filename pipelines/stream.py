@@ -30,6 +30,7 @@ _PARTITIONS_SECONDS = 30.0
 """How often new partitions are looked for."""
 _RESTART_SECONDS = 5.0
 _BUCKETS = 16
+_NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 _NO_CHECKPOINTS = "--checkpointing_interval=-1"
 """The topic is what a stream begins again from; with checkpoints, windows closed some seconds later."""
 
@@ -55,53 +56,52 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
         raise config.JobFileError('a stream needs source.kind = "kafka" and windows that follow one another (window.size).')
     if job.window.start.microsecond:
         raise config.JobFileError(f"window.start = {job.window.start}: a stream's windows start at whole seconds.")
-    done = release.settle(job)
-    last = dt.datetime.max.replace(tzinfo=dt.UTC) if until is None else until - job.settling
-    numbers = (number for number in range(job.window.closed_count(last)) if job.window.bounds(number) not in done)
-    waiting = next(numbers, None)
+    waiting = release.waiting(job, until or _NEVER)
+    wanted = next(waiting, None)
     source.topic_partitions(job)  # at the start it must be there; later it is waited for
     with store.Store(job.job.store).streaming() as directory, _told() as told:
-        while waiting is not None and not told:
+        while wanted is not None and not told:
             begun = time.monotonic()
             try:
-                with contextlib.closing(_closed(job, waiting, directory, beam_flags, told)) as flow:
-                    for number, closed in flow:
-                        if number < waiting:
+                with contextlib.closing(_closed(job, wanted, directory, beam_flags, told)) as flow:
+                    for place, number, closed in flow:
+                        if (place, number) != wanted:
                             continue  # released by an earlier run
-                        if not _released(job, job.window.bounds(number), closed, told):
+                        if not _released(job, place, number, closed, told):
                             break
-                        waiting = next(numbers, None)
-                        if waiting is None:
+                        wanted = next(waiting, None)
+                        if wanted is None:
                             break
             except kafka_client.KafkaError as error:
                 log.error("%s Trying again.", error)
-            while waiting is not None and not told and time.monotonic() - begun < _RESTART_SECONDS:
+            while wanted is not None and not told and time.monotonic() - begun < _RESTART_SECONDS:
                 time.sleep(_LOOK_SECONDS)
     if signal.SIGINT in told:
         raise KeyboardInterrupt
 
 
 def _closed(
-    job: config.Job, number: int, directory: Path, beam_flags: Sequence[str], told: list[int]
-) -> Generator[tuple[int, stream.Closed], None, None]:
-    """Streams from the window of that number on, and yields the windows' numbers and what they hold as they close.
+    job: config.Job, wanted: tuple[int, int], directory: Path, beam_flags: Sequence[str], told: list[int]
+) -> Generator[tuple[int, int, stream.Closed], None, None]:
+    """Streams from a window on, and yields the windows as they close: part and number, as config.Job.windows has them, and
+    what they hold.
 
     Ends when the stream has to be begun again.
     """
     run_directory = directory / store.new_id()
     run_directory.mkdir(mode=0o700)
-    partitions = source.stream_partitions(job, number)
+    parts, (place, number) = job.parts, wanted
+    ended = parts[place].window.bounds(number)[1] - dt.timedelta(microseconds=1)
+    partitions = source.stream_partitions(job, ended)
     try:
         pipeline = beam.Pipeline(options=flink.options([_NO_CHECKPOINTS, *beam_flags], streaming=True))
     except ValueError as error:
         raise config.JobFileError(str(error)) from error
-    group = bounding.GroupByUser(
-        book.SHARDS if job.window.max_windows_contributed else job.runner.buckets or _BUCKETS,
-        job.source.event_types,
-        str(run_directory),
-    )
-    reader, windows = source.stream_reader(job, number, str(run_directory))
-    _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, reader, windows, group)
+    has_book = any(part.window.max_windows_contributed for part in parts)
+    buckets = book.SHARDS if has_book else job.runner.buckets or _BUCKETS
+    group = bounding.GroupByUser(buckets, job.source.event_types, str(run_directory))
+    reader = source.stream_reader(job, ended, str(run_directory))
+    _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, reader, group)
     log.info("streaming %s from offsets %s on", job.source.topic, {part.partition: part.start for part in partitions})
     try:
         result = pipeline.run()
@@ -109,11 +109,13 @@ def _closed(
         raise errors.BadInputError(str(error)) from error
     try:
         looked = time.monotonic()
+        windows = job.windows(_NEVER, after=ended)
+        place, number = next(windows)
         while not told and not PipelineState.is_terminal(result.state):
-            closed = stream.find_closed(run_directory, number)
+            closed = stream.find_closed(run_directory, place, number)
             if closed is not None:
-                yield number, closed
-                number += 1
+                yield place, number, closed
+                place, number = next(windows)
             elif time.monotonic() - looked < _PARTITIONS_SECONDS:
                 time.sleep(_LOOK_SECONDS)
             else:
@@ -128,7 +130,7 @@ def _closed(
         shutil.rmtree(run_directory, ignore_errors=True)
 
 
-def _released(job: config.Job, window: tuple[dt.datetime, dt.datetime], closed: stream.Closed, told: list[int]) -> bool:
+def _released(job: config.Job, place: int, number: int, closed: stream.Closed, told: list[int]) -> bool:
     """Releases a closed window, trains and publishes; says whether that was done or refused. Else it was told to stop.
 
     Raises:
@@ -138,9 +140,12 @@ def _released(job: config.Job, window: tuple[dt.datetime, dt.datetime], closed: 
     def find(one: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None) -> source.ClosedWindow:
         return source.ClosedWindow(closed, pseudonym.read_key(one.privacy.key_file), source.opt_outs(one))
 
+    part = job.parts[place]
+    window = part.window.bounds(number)
     while not told:
         try:
-            train.run_if_due(job, release.run_window(job, *window, find).name)
+            path = release.run_window(part, number, find)
+            train.run_if_due(job, None if part.is_trending else path.name)
             publish.run(job)
         except (ledger.BudgetRefusedError, errors.RefusedError) as error:
             log.error("the window from %s to %s is not released: %s", *window, error)

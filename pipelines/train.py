@@ -2,10 +2,12 @@
 
 import datetime as dt
 import importlib.metadata
+import json
 import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from data import errors, store, tables
 from models import training
@@ -15,12 +17,28 @@ from transforms.privacy import budget
 log = logging.getLogger(__name__)
 
 
-def run_if_due(job: config.Job, release_id: str) -> None:
-    """Trains on a release, unless there is a model that is younger than model.retrain."""
-    model = store.Store(job.job.store).latest_model()
-    age = dt.timedelta.max if model is None else dt.timedelta(seconds=time.time() - model.stat().st_mtime)
-    if age >= job.model.lasts:
-        run(job, release_id)
+def run_if_due(job: config.Job, release_id: str | None) -> None:
+    """Trains on a release that was just made or read back, unless there is a model that is younger than model.retrain.
+
+    Args:
+        release_id: None: there is none. Then the newest one is trained on, if it has no model.
+    """
+    kept = store.Store(job.job.store)
+    newest, model = _newest(job, kept), kept.latest_model()
+    if newest is None:
+        return
+    if model is not None:
+        trained_on = json.loads((model / "manifest.json").read_text())["release_ids"]
+        age = dt.timedelta(seconds=time.time() - model.stat().st_mtime)
+        if age < job.model.lasts or (release_id is None and newest["release_id"] in trained_on):
+            return
+    run(job, release_id)
+
+
+def _newest(job: config.Job, kept: store.Store) -> dict[str, Any] | None:
+    """The manifest of the newest release that a model can be trained on."""
+    found = kept.newest(contract.open_ledger(job).releases(job.job.data_set), budget.COOCCURRENCE)
+    return found[0] if found else None
 
 
 def run(job: config.Job, release_id: str | None = None) -> Path:
@@ -30,10 +48,9 @@ def run(job: config.Job, release_id: str | None = None) -> Path:
         errors.NothingThereError: there is no release yet.
     """
     kept = store.Store(job.job.store)
-    published = kept.published(contract.open_ledger(job).releases(job.job.data_set))
-    if not published:
+    manifest = _newest(job, kept) if release_id is None else kept.manifest(release_id)
+    if manifest is None:
         raise errors.NothingThereError(f"{kept.path} holds no release yet: `sottovoce release` makes one.")
-    [manifest] = [each for each in published if each["release_id"] == release_id] or published[-1:]
     log.info("training on release %s", manifest["release_id"])
     [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
     items = kept.read_table(manifest, "items", tables.ITEMS)

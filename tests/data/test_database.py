@@ -46,6 +46,7 @@ def make_contents(version: int = 1, **changes: object) -> database.Contents:
                 count(DAY, NEXT_DAY, "b", -2),
                 count(DAY, NEXT_DAY, "c", 8),
             ),
+            trending_counts=tables.ITEM_COUNTS.empty_table(),
             item_pairs=rows(tables.ITEM_PAIRS, (0, 0, 3.5), (0, 1, -0.5), (1, 2, 2.0)),
             embeddings=rows(
                 tables.EMBEDDINGS,
@@ -337,6 +338,16 @@ def test_macros_answer(store, call, expected):
     assert answer(store, f"FROM {call}") == [
         tuple(pytest.approx(v) if isinstance(v, float) else v for v in row) for row in expected
     ]
+
+
+def test_what_is_trending_is_of_the_newest_short_window_beside_the_mean_of_those_before(tmp_path):
+    hours = [DAY + i * dt.timedelta(hours=1) for i in range(4)]
+    short = [
+        count(hours[i], hours[i + 1], item, users) for i, item, users in ((0, "a", 1), (1, "a", 4), (2, "a", 6), (2, "b", 9))
+    ]
+    database.publish(tmp_path, make_contents(trending_counts=rows(tables.ITEM_COUNTS, *short)), 1)
+    found = answer(tmp_path, "SELECT rank, item_id, users, users_before FROM trending()")
+    assert found == [(1, "b", 9, None), (2, "a", 6, 2.5)]
 
 
 def test_an_item_without_direction_is_similar_to_none(tmp_path):

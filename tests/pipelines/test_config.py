@@ -32,6 +32,10 @@ end = 2025-02-01
 """
 
 
+SHORT = ["--trending.size=1h", "--trending.budget_share=0.3"]
+BOOKS = ["--window.max_windows_contributed=2", "--trending.max_windows_contributed=9", "--window.size=1d"]
+
+
 @pytest.fixture(autouse=True)
 def no_settings_in_the_environment(monkeypatch):
     for name in [name for name in os.environ if name.upper().startswith("SOTTOVOCE_")]:
@@ -92,6 +96,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "max_windows_contributed": None,
             "min_separation": 1,
         },
+        "trending": None,
         "selection": {"budget_share": 0.08, "max_partitions_contributed": 500, "delta_share": 0.5},
         "counts": {
             "budget_share": 0.12,
@@ -253,6 +258,21 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
         pytest.param(["--source.kind", "xml"], r"source\.kind = 'xml': .* 'parquet', 'csv', 'jsonl' or 'kafka'", id="kind"),
         pytest.param(["--window.every", "1d"], r"every = .1d. must not be longer than size = .all.", id="sliding over all"),
         pytest.param(["--window.size=1d", "--window.every=2d"], r"every = .2d. must not be longer", id="gaps between windows"),
+        pytest.param(["--trending.size=1h"], r"trending\.budget_share: is required", id="short windows without a share"),
+        pytest.param(
+            [*SHORT, "--window.size=1h"], r"trending\.size = '1h' must be shorter than window\.size = '1h'", id="not short"
+        ),
+        pytest.param(SHORT, r"trending\.size = '1h' must be shorter than window\.size = 'all'", id="short windows of all"),
+        pytest.param([*SHORT, "--window.size=31d"], r"without a \[catalogue\] .* a later window\.end", id="items too late"),
+        pytest.param(
+            [*SHORT, *BOOKS, "--window.budget_share=0.8"], r"trending\.budget_share = 1\.1 must be at most 1", id="both shares"
+        ),
+        pytest.param(
+            [*SHORT, *BOOKS[1:], "--window.size=1d", "--trending.size=7h", "--privacy.period=day"],
+            r"trending\.max_windows_contributed: windows of '7h' .* a size that divides it",
+            id="a short window in two periods",
+        ),
+        pytest.param(["--job.name=a/trending"], r"job\.name = 'a/trending': must not end with", id="a short job's name"),
         pytest.param(
             ["--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2"],
             "no contribution book",

@@ -71,6 +71,11 @@ PUBLISHED = {
         "item_id": CATALOGUE,
         **dict.fromkeys(("users", "events", "users_low", "users_high", "events_low", "events_high"), RELEASED),
     },
+    "trending_counts": {
+        **dict.fromkeys(("window_start", "window_end", "event_type"), CONFIGURED),
+        "item_id": "public by declaration, or released before",
+        **dict.fromkeys(("users", "events", "users_low", "users_high", "events_low", "events_high"), RELEASED),
+    },
     "item_pairs": dict.fromkeys(("item_id", "other_item_id", "value"), RELEASED),
     "item_embeddings": dict.fromkeys(("item_id", "embedding", "history_embedding", "bias"), MODEL),
     "feature_embeddings": dict.fromkeys(("feature", "embedding", "history_embedding", "bias"), MODEL),

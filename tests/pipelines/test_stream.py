@@ -13,7 +13,7 @@ import pytest
 from pipelines import cli, config, release, source, status, stream
 from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published, view, write_job
-from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, until, without_noise
+from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, short_figures, until, without_noise
 from transforms.ingest import stream as ingest
 
 __all__ = ["without_noise"]
@@ -22,15 +22,20 @@ LATER = view("u0", "a", "", "2025-01-20T12:00", "2025-01-20T12:00")
 """By its arrival every window of `lines` has closed."""
 
 
+SHORT = ["--trending.size=5h", "--trending.every=3h", "--trending.budget_share=0.0003"]
+
+
 def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path):
-    """Repeats, disorder, late and malformed messages, an opt-out, a budget for three windows of four; bounds bind."""
+    """Repeats, disorder, late and malformed messages, an opt-out, a budget for three windows of four; bounds bind. Short
+    windows that slide go on where those of a day are refused.
+    """
     jobs = {}
     for name in ("scheduled", "streamed"):
         (tmp_path / name).mkdir()
         if name == "streamed":
             shutil.copy(tmp_path / "scheduled" / "pseudonym.key", tmp_path / name)
         path, topic = topics.write_job(tmp_path / name, broker)
-        jobs[name] = topics.load(path, *DAYS, "--window.budget_share=0.33")
+        jobs[name] = topics.load(path, *DAYS, *SHORT, "--window.budget_share=0.33")
         bad = [{"value": b"{", "timestamp_ms": topics.milliseconds(f"2025-01-0{day}T12:00")} for day in (1, 3)]
         # As a broker would have them: by arrival.
         sent = sorted([*map(topics.message, lines()), *bad], key=lambda message: message["timestamp_ms"])
@@ -43,11 +48,15 @@ def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path
     scheduled, streamed = (figures(job) for job in jobs.values())
     assert len(streamed) == 3
     assert streamed == scheduled
+    short = [short_figures(job) for job in jobs.values()]
+    assert short[1] == short[0]
+    assert len([window for window, counted in short[0].items() if counted]) == 31
     letters = [sorted(letter.value for letter in topics.read(broker, f"{job.source.topic}.dead")) for job in jobs.values()]
     assert letters[0] == letters[1]
     assert letters[1].count(b"{") == 2
     late = {name: [found.get("late", 0) for found in outcomes(job)] for name, job in jobs.items()}
     assert late["streamed"] == late["scheduled"]
+    assert len(late["streamed"]) == 3 + len(short[0])
     totals = [status.read(job).totals for job in jobs.values()]
     assert dataclasses.replace(totals[1], ok=0) == dataclasses.replace(totals[0], ok=0)
     assert totals[1].repeated > 100
@@ -88,14 +97,14 @@ def test_a_window_gets_what_is_its_own_though_later_ones_were_released_before(tm
     given = []
 
     def closed(*_):
-        yield from ((number, ingest.Closed([], {"events/0": number}, {}, [])) for number in range(1, 5))
+        yield from ((0, number, ingest.Closed([], {"events/0": number}, {}, [])) for number in range(1, 5))
 
     monkeypatch.setattr(stream, "_closed", closed)
-    monkeypatch.setattr(stream, "_released", lambda _, window, closed, told: given.append((window, closed.read)) or True)
-    monkeypatch.setattr(release, "settle", lambda _: {windows[0], windows[2]})
+    monkeypatch.setattr(stream, "_released", lambda _, place, number, closed, told: given.append((number, closed.read)) or True)
+    monkeypatch.setattr(release, "settle", lambda _: [{windows[0], windows[2]}])
     monkeypatch.setattr(source, "topic_partitions", lambda _: [0])
     stream.run(job, until=until(6))
-    assert given == [(windows[number], {"events/0": number}) for number in (1, 3, 4)]
+    assert given == [(number, {"events/0": number}) for number in (1, 3, 4)]
 
 
 def test_a_job_without_a_topic_or_windows_is_no_stream(tmp_path):

@@ -34,6 +34,8 @@ def figures(job: config.Job) -> list[dict]:
     """Of each release in the job's store, in order, its counts above zero and its pairs, by key."""
     kept, found = store.Store(job.job.store), []
     for manifest in published(job):
+        if "trending" in manifest["reports"]:
+            continue
         items = kept.read_table(manifest, "items", tables.ITEMS).sort_by("position")["item_id"].to_pylist()
         counts = kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
         pairs = kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS).to_pylist()
@@ -48,6 +50,18 @@ def outcomes(job: config.Job) -> list[dict[str, int]]:
     """What became of the messages of each release, in order."""
     kept = store.Store(job.job.store)
     return [kept.run_record(charge["attempt"])["outcomes"] for charge in charges(job)]
+
+
+def short_figures(job: config.Job) -> dict[str, dict]:
+    """Counts above zero of each short window, by its start."""
+    kept, found = store.Store(job.job.store), {}
+    for manifest in published(job):
+        if "trending" in manifest["reports"]:
+            rows = kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
+            found[manifest["window_start"]] = {
+                (row["item_id"], row["event_type"]): (row["users"], row["events"]) for row in rows if row["users"]
+            }
+    return found
 
 
 def until(day: int, hour: int = 0) -> dt.datetime:

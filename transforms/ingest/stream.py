@@ -10,6 +10,7 @@ What counts is what a bounded read (transforms.ingest.topics) counts: an event i
 import contextlib
 import dataclasses
 import datetime as dt
+import itertools
 import json
 import logging
 import time
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 ENDLESS = 2**62
 """The offset at which a partition's range ends."""
 
-_REPORTS = "reports"
 _BY_HAND = watermark_estimators.ManualWatermarkEstimator.default_provider()
 _READ_SECONDS = 0.5
 """How long one look at a partition lasts where no window closes."""
@@ -44,49 +44,61 @@ _READ_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Window k, from 0, is [start + k step, start + k step + size).
-
-    Attributes:
-        slack: how much later than its window's end an event may arrive.
-        settling: how far the broker's clock may be behind ours, and a message's arrival behind its being seen.
-    """
+    """Windows of one length: k, from 0, is [start + k step, start + k step + size)."""
 
     start: dt.datetime
     size: dt.timedelta
     step: dt.timedelta
-    slack: dt.timedelta
-    settling: dt.timedelta
 
-    def close(self, number: int) -> dt.datetime:
-        """By when a window's events must have arrived."""
-        return self.start + number * self.step + self.size + self.slack
+    def end(self, number: int) -> dt.datetime:
+        """When a window ends: no two of one length end together."""
+        return self.start + number * self.step + self.size
 
-    def open_at(self, number: int, arrival: dt.datetime) -> int:
-        """The first window, from `number` on, that is open to what arrives then."""
-        # Rounded up: what arrives at the very close is in time.
-        closed = -((self.close(number) - arrival) // self.step)
-        return number + max(0, closed)
-
-    def end_of(self, number: int) -> timestamp.Timestamp:
-        """When a window ends: no two end together."""
-        return timestamp.Timestamp(micros=_microseconds(self.start + number * self.step + self.size))
+    def count(self, time_: dt.datetime) -> int:
+        """How many windows end by a time: the number of the first one that ends later."""
+        return max(0, (time_ - self.start - self.size) // self.step + 1)
 
     def ending(self, end: timestamp.Timestamp) -> int:
         """The window that ends then."""
-        return (end.micros - self.end_of(0).micros) // _duration(self.step)
+        return (end.micros - _microseconds(self.end(0))) // _duration(self.step)
 
     def into(self) -> beam.WindowInto:
         """Beam's windows: as long as a step, each up to the end of one of ours."""
-        return beam.WindowInto(window.FixedWindows(self.step.total_seconds(), offset=self.end_of(0)))
+        return beam.WindowInto(window.FixedWindows(self.step.total_seconds(), offset=_timestamp(self.end(0))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """When windows close, of one length or of several.
+
+    Attributes:
+        windows: by length, in any order.
+        slack: how much later than its window's end an event may arrive.
+        settling: how far the broker's clock may be behind ours, and a message's arrival behind its being seen.
+    """
+
+    windows: Sequence[Windows]
+    slack: dt.timedelta
+    settling: dt.timedelta
+
+    def next_close(self, ended: dt.datetime) -> dt.datetime:
+        """By when the events must have arrived of the first window that ends after a time."""
+        return min(each.end(each.count(ended)) for each in self.windows) + self.slack
+
+    def ended(self, arrival: dt.datetime) -> dt.datetime | None:
+        """The end of the last window that is closed to what arrives then; None: there is none."""
+        # What arrives at the very close is in time.
+        by = arrival - self.slack - dt.timedelta(microseconds=1)
+        return max((each.end(count - 1) for each in self.windows if (count := each.count(by))), default=None)
 
 
 class Partition(NamedTuple):
-    """Where the reading of a partition begins, and the first window that is still open."""
+    """Where the reading of a partition begins; windows that end by `ended` are not wanted."""
 
     topic: str
     partition: int
     start: int
-    number: int
+    ended: dt.datetime
 
     @property
     def path(self) -> str:
@@ -119,24 +131,25 @@ class Closed(NamedTuple):
     letters: list[str]
 
 
-def find_closed(directory: Path, number: int) -> Closed | None:
-    """Returns what a stream has written down of a window; None: it is open."""
-    path = _closed(directory, number)
+def find_closed(directory: Path, length: int, number: int) -> Closed | None:
+    """Returns what a stream has written down of a window, by the place of its length and its number; None: it is open."""
+    path = _closed(directory, length, number)
     if not path.exists():
         return None
     closed = Closed(**json.loads(path.read_text()))
     return closed._replace(parts=[spill.Part(*part) for part in closed.parts])
 
 
-def _closed(directory: Path, number: int) -> Path:
-    return directory / "closed" / f"{number}.json"
+def _closed(directory: Path, length: int, number: int) -> Path:
+    return directory / "closed" / str(length) / f"{number}.json"
 
 
-def split(rows: pa.Table, windows: Windows, first_open: int) -> tuple[dict[int, pa.Table], int]:
+def split(rows: pa.Table, windows: Windows, slack: dt.timedelta, first_open: int) -> tuple[dict[int, pa.Table], int]:
     """Splits events by window: number -> its rows; and how many rows are late for every window that they fit.
 
     Args:
         rows: with event_time and arrival_time.
+        slack: as Clock has it.
         first_open: windows before have closed.
     """
     if not rows.num_rows:
@@ -144,13 +157,14 @@ def split(rows: pa.Table, windows: Windows, first_open: int) -> tuple[dict[int, 
     happened, arrived = (
         rows[name].cast(pa.int64()).to_numpy() - _microseconds(windows.start) for name in ("event_time", "arrival_time")
     )
-    step, size, slack = _duration(windows.step), _duration(windows.size), _duration(windows.slack)
+    step, size = _duration(windows.step), _duration(windows.size)
     newest = happened // step
-    is_in_any = np.zeros(rows.num_rows, bool)
+    # Before the first window of this length there may be longer ones.
+    is_in_any = happened < 0
     found: dict[int, list[pa.Table]] = {}
     for number in [newest - back for back in range(-(-size // step))]:
         end = number * step + size
-        is_in = (number >= first_open) & (happened < end) & (arrived <= end + slack)
+        is_in = (number >= first_open) & (happened < end) & (arrived <= end + _duration(slack))
         is_in_any |= is_in
         for each in np.unique(number[is_in]).tolist():
             found.setdefault(each, []).append(rows.filter(pa.array(is_in & (number == each))))
@@ -158,14 +172,15 @@ def split(rows: pa.Table, windows: Windows, first_open: int) -> tuple[dict[int, 
 
 
 class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
-    """Reads a Partition for ever and decodes it. Out: a window's events, under its last moment; reports by window aside.
+    """Reads a Partition for ever and decodes it. Out, for each length of windows: events of a window, under its last moment,
+    and reports.
 
     Args:
         connection: to the broker.
         form: of the messages' values.
         decoding: what decode.Decoder takes, with topics.ARRIVAL, and maybe KEY, among its rules' columns.
-        windows: that events are in.
-        seen_until: what arrived by then was reported before this stream began.
+        clock: the windows that events are in, by length; the first have the dead letters.
+        seen_until: for each length, what arrived by then was reported before this stream began.
         directory: for dead letters.
         allow_create_time: as topics.ranges.
     """
@@ -175,13 +190,15 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
         connection: kafka_client.Connection,
         form: formats.Format,
         decoding: events.Decoding,
-        windows: Windows,
-        seen_until: dt.datetime | None,
+        clock: Clock,
+        seen_until: Sequence[dt.datetime | None],
         directory: str,
         allow_create_time: bool,
     ):
         super().__init__(decoding)
-        self._connection, self._form, self._windows, self._seen_until = connection, form, windows, seen_until
+        self.clock = clock
+        self._connection, self._form = connection, form
+        self._seen_until = [0 if seen is None else topics.milliseconds(seen) for seen in seen_until]
         self._directory, self._allow_create_time = directory, allow_create_time
 
     def setup(self) -> None:
@@ -212,24 +229,24 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(_BY_HAND),  # noqa: B008
     ) -> Iterator[Any]:
         place = kafka.TopicPartition(element.topic, element.partition)
-        start, windows = tracker.current_restriction().start, self._windows
-        so_far = watermark.current_watermark()
-        first_open = element.number if so_far is None else windows.ending(so_far) + 1
-        read = self._read(place, start, first_open)
+        start, so_far = tracker.current_restriction().start, watermark.current_watermark()
+        ended = element.ended if so_far is None else so_far.to_utc_datetime(has_tz=True)
+        read = self._read(place, start, ended)
         if read.position > start and not tracker.try_claim(read.position - 1):
             return
         if read.records or read.position > start:
-            yield from self._outputs(element, read, first_open)
-        if read.open > first_open:
-            for number in range(first_open, read.open):
-                yield self._report(number, Report(element.path, read.position, {}, None))
-            watermark.set_watermark(windows.end_of(read.open - 1))
+            yield from self._outputs(element, read, ended)
+        if read.ended > ended:
+            for length, windows in enumerate(self.clock.windows):
+                for number in range(windows.count(ended), windows.count(read.ended)):
+                    yield self._report(length, number, Report(element.path, read.position, {}, None))
+            watermark.set_watermark(_timestamp(read.ended))
         tracker.defer_remainder(timestamp.Duration(0))
 
-    def _read(self, place: kafka.TopicPartition, start: int, first_open: int) -> "_Read":
-        """Reads for a while: to the first message that came too late for the first open window, if there is one."""
-        client, windows = self._client(place, start), self._windows
-        close = topics.milliseconds(windows.close(first_open))
+    def _read(self, place: kafka.TopicPartition, start: int, ended: dt.datetime) -> "_Read":
+        """Reads for a while: to the first message that came too late for the next window to end, if there is one."""
+        client, clock = self._client(place, start), self.clock
+        close = topics.milliseconds(clock.next_close(ended))
         records: list[Any] = []
         n_bytes, until = 0, time.monotonic() + _READ_SECONDS
         while time.monotonic() < until and len(records) < topics.BATCH_ROWS and n_bytes < topics.BATCH_BYTES:
@@ -238,14 +255,11 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
             for index, record in enumerate(polled):
                 if record.timestamp > close:
                     client.seek(place, record.offset)
-                    return _Read(
-                        [*records, *polled[:index]],
-                        record.offset,
-                        windows.open_at(first_open, topics.time_of(record.timestamp)),
-                    )
+                    closed = clock.ended(topics.time_of(record.timestamp)) or ended
+                    return _Read([*records, *polled[:index]], record.offset, closed)
             records += polled
             n_bytes += sum(max(record.serialized_value_size, 0) for record in polled)
-            if not polled and not self._allow_create_time and topics.milliseconds(asked - windows.settling) > close:
+            if not polled and not self._allow_create_time and topics.milliseconds(asked - clock.settling) > close:
                 # It must have been asked: a broker that is away has messages that came in time.
                 try:
                     end = client.end_offsets([place], timeout_ms=kafka_client.TIMEOUT_SECONDS * 1000)[place]
@@ -253,8 +267,8 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
                     log.warning("%s/%d: waiting for the broker (%s)", *place, type(error).__name__)
                     continue
                 if client.position(place) >= end:
-                    return _Read(records, client.position(place), windows.open_at(first_open, asked - windows.settling))
-        return _Read(records, client.position(place), first_open)
+                    return _Read(records, client.position(place), clock.ended(asked - clock.settling) or ended)
+        return _Read(records, client.position(place), ended)
 
     def _client(self, place: kafka.TopicPartition, start: int) -> kafka.KafkaConsumer:
         if place not in self._client_of:
@@ -266,25 +280,34 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
             client.seek(place, start)
         return client
 
-    def _outputs(self, element: Partition, read: "_Read", first_open: int) -> Iterator[Any]:
-        """The events by window, and a report to the first open one."""
-        seen = 0 if self._seen_until is None else topics.milliseconds(self._seen_until)
-        new = next((i for i, record in enumerate(read.records) if record.timestamp > seen), len(read.records))
-        outcomes: dict[str, int] = {}
+    def _outputs(self, element: Partition, read: "_Read", ended: dt.datetime) -> Iterator[Any]:
+        """The events by window, and for each length a report to the first open one."""
+        lengths = list(enumerate(self.clock.windows))
+        outcomes: list[dict[str, int]] = [{} for _ in lengths]
         letters: list[str] = []
-        for records, is_new in ((read.records[:new], False), (read.records[new:], True)):
-            if not records:
-                continue
+        for records in self._parts(read.records):
             topics.check_times(element.topic, records, self._allow_create_time)
             batch = topics.rows(records, self._form, topics.KEY in self.decoding.rules.source_columns)
             decoded = self._decoders[0].decode(element.path, batch)
-            by_window, late = split(decoded.events, self._windows, first_open)
-            for number, rows in by_window.items():
-                yield self._under(number, rows)
-            if is_new:
-                outcomes = decode.add_outcomes([decoded.outcomes, {decode.OK: -late, decode.LATE: late}])
-                letters = list(topics.letters(batch, decoded.dead_letters))
-        yield self._report(first_open, Report(element.path, read.position, outcomes, self._kept(letters)))
+            for length, windows in lengths:
+                by_window, late = split(decoded.events, windows, self.clock.slack, windows.count(ended))
+                for number, rows in by_window.items():
+                    yield self._under(_events(length), length, number, rows)
+                if records[0].timestamp > self._seen_until[length]:
+                    found = [outcomes[length], decoded.outcomes, {decode.OK: -late, decode.LATE: late}]
+                    outcomes[length] = decode.add_outcomes(found)
+                    letters += topics.letters(batch, decoded.dead_letters) if length == 0 else []
+        for length, windows in lengths:
+            kept = self._kept(letters) if length == 0 else None
+            yield self._report(length, windows.count(ended), Report(element.path, read.position, outcomes[length], kept))
+
+    def _parts(self, records: list[Any]) -> Iterator[list[Any]]:
+        """Cuts records, which are in the order of their times, where what was reported before ends."""
+        cuts = [
+            next((i for i, record in enumerate(records) if record.timestamp > seen), len(records)) for seen in self._seen_until
+        ]
+        for start, stop in itertools.pairwise(sorted({0, *cuts, len(records)})):
+            yield records[start:stop]
 
     def _kept(self, letters: list[str]) -> str | None:
         if not letters:
@@ -294,26 +317,27 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
         path.write_text("".join(f"{letter}\n" for letter in letters))
         return str(path)
 
-    def _under(self, number: int, value: Any) -> window.TimestampedValue:
-        return window.TimestampedValue(value, self._windows.end_of(number) - timestamp.Duration(micros=1000))
+    def _under(self, tag: str, length: int, number: int, value: Any) -> beam.pvalue.TaggedOutput:
+        end = _timestamp(self.clock.windows[length].end(number))
+        return beam.pvalue.TaggedOutput(tag, window.TimestampedValue(value, end - timestamp.Duration(micros=1000)))
 
-    def _report(self, number: int, report: Report) -> beam.pvalue.TaggedOutput:
-        return beam.pvalue.TaggedOutput(_REPORTS, self._under(number, report))
+    def _report(self, length: int, number: int, report: Report) -> beam.pvalue.TaggedOutput:
+        return self._under(_reports(length), length, number, report)
 
 
 class _Read(NamedTuple):
-    """Records, the offset after them, and the first window that is open to what comes next."""
+    """Records, the offset after them, and the end of the last window that is closed to what comes next."""
 
     records: list[Any]
     position: int
-    open: int
+    ended: dt.datetime
 
 
 class CloseWindow(beam.DoFn):
-    """Writes down what a window holds, once: DIRECTORY/closed/NUMBER.json. In: number and its parts and reports."""
+    """Writes down what a window holds, once: DIRECTORY/closed/LENGTH/NUMBER.json. In: number and its parts and reports."""
 
-    def __init__(self, directory: str):
-        self._directory = directory
+    def __init__(self, directory: str, length: int):
+        self._directory, self._length = directory, length
 
     def process(self, element: tuple[int, Iterable[spill.Part | Report]]) -> Iterator[int]:
         number, given = element
@@ -325,51 +349,68 @@ class CloseWindow(beam.DoFn):
         outcomes = decode.add_outcomes(report.outcomes for report in reports)
         letters = sorted(report.letters for report in reports if report.letters)
         closed = Closed(parts, read, outcomes, letters)
-        store.create(_closed(Path(self._directory), number), json.dumps(closed._asdict()).encode())
+        store.create(_closed(Path(self._directory), self._length, number), json.dumps(closed._asdict()).encode())
         yield number
 
 
 class StreamWindows(beam.PTransform):
-    """Reads a topic's partitions for ever. In: a pipeline; out: the numbers of windows that are closed and written down.
+    """Reads a topic's partitions for ever. In: a pipeline; out: the numbers of windows that are closed and written down, of
+    all lengths.
 
     Args:
         partitions: of the topic.
         reader: of one.
-        windows: that events are in.
         group: by user; its directory is where closed windows are written down too.
     """
 
-    def __init__(
-        self, partitions: Sequence[Partition], reader: ReadTopicForever, windows: Windows, group: bounding.GroupByUser
-    ):
+    def __init__(self, partitions: Sequence[Partition], reader: ReadTopicForever, group: bounding.GroupByUser):
         super().__init__()
         if group.directory is None:
             raise ValueError("StreamWindows: the group needs a directory: closed windows outlive the stream.")
-        self._partitions, self._reader, self._windows, self._group = partitions, reader, windows, group
+        self._partitions, self._reader, self._group = partitions, reader, group
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[int]:
-        windows = self._windows
+        lengths = range(len(self._reader.clock.windows))
+        tags = [tag(length) for length in lengths for tag in (_events, _reports)]
         read = (
             root
             | "Partitions" >> beam.Create(self._partitions, reshuffle=True)
-            | "ReadTopic" >> beam.ParDo(self._reader).with_outputs(_REPORTS, main="events")
+            | "ReadTopic" >> beam.ParDo(self._reader).with_outputs(*tags)
         )
+        return tuple(self._closed(read, length) for length in lengths) | "FlattenLengths" >> beam.Flatten()
+
+    def _closed(self, read: Any, length: int) -> beam.PCollection[int]:
+        """The windows of one length."""
+        windows, directory = self._reader.clock.windows[length], str(self._group.directory)
 
         def numbered(given: Any, of: Any = beam.DoFn.WindowParam) -> tuple[int, Any]:
             return windows.ending(of.end), given
 
-        users = read["events"] | "Windows" >> windows.into() | "GroupByUser" >> self._group
-        reports = read[_REPORTS] | "WindowsOfReports" >> windows.into()
+        users = read[_events(length)] | f"Windows{length}" >> windows.into() | f"GroupByUser{length}" >> self._group
+        reports = read[_reports(length)] | f"WindowsOfReports{length}" >> windows.into()
         both: Any = tuple[int, Any]
         return (
             (
-                users | "PartsByWindow" >> beam.Map(numbered).with_output_types(both),
-                reports | "ReportsByWindow" >> beam.Map(numbered).with_output_types(both),
+                users | f"PartsByWindow{length}" >> beam.Map(numbered).with_output_types(both),
+                reports | f"ReportsByWindow{length}" >> beam.Map(numbered).with_output_types(both),
             )
-            | "Flatten" >> beam.Flatten()
-            | "GroupByWindow" >> beam.GroupByKey()
-            | "CloseWindow" >> beam.ParDo(CloseWindow(str(self._group.directory))).with_output_types(int)
+            | f"Flatten{length}" >> beam.Flatten()
+            | f"GroupByWindow{length}" >> beam.GroupByKey()
+            | f"CloseWindow{length}" >> beam.ParDo(CloseWindow(directory, length)).with_output_types(int)
         )
+
+
+def _events(length: int) -> str:
+    """The tag of events in windows of a length."""
+    return f"events{length}"
+
+
+def _reports(length: int) -> str:
+    return f"reports{length}"
+
+
+def _timestamp(time_: dt.datetime) -> timestamp.Timestamp:
+    return timestamp.Timestamp(micros=_microseconds(time_))
 
 
 def _microseconds(time_: dt.datetime) -> int:
