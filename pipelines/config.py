@@ -125,11 +125,18 @@ class SourceSection(_Section):
 class CatalogueSection(_Section):
     """[catalogue]: the public item table. With it partitions are public, without it they are selected privately."""
 
-    path: str
+    path: str | None = None
+    topic: str | None = Field(None, min_length=1, max_length=249)
     columns: dict[str, str] = {}
     features: list[str] = []
     kinds: dict[str, Literal["categorical", "multi", "text", "number"]] = {}
     multi_separator: str = Field("|", min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _a_file_or_a_topic(self) -> "CatalogueSection":
+        if (self.path is None) == (self.topic is None):
+            raise ValueError("needs path, a file, or topic, one of them")
+        return self
 
 
 class PrivacySection(_Section):
@@ -402,6 +409,14 @@ class Job(pydantic_settings.BaseSettings):
     def _broker_of_the_topic(self) -> "Job":
         if (self.source.kind == "kafka") != (self.kafka is not None):
             raise ValueError('the section [kafka] is for source.kind = "kafka", which needs it')
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _broker_of_the_catalogue(self) -> "Job":
+        if self.catalogue is not None and self.catalogue.topic is not None and self.kafka is None:
+            raise ValueError(
+                'catalogue.topic: is read from the broker of [kafka], which is for source.kind = "kafka"; give path'
+            )
         return self
 
     @pydantic.model_validator(mode="after")

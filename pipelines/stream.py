@@ -19,7 +19,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.runners.runner import PipelineState
 
-from data import book, errors, ledger, store
+from data import book, catalogue, errors, ledger, store
 from pipelines import config, publish, release, source, train
 from runners import flink, job_server
 from transforms import bounding
@@ -47,7 +47,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
     Raises:
         config.JobFileError: the job has no topic, or no windows of whole seconds.
         errors.AlreadyReleasedError: the job is streamed already, or its store doesn't hold what it has published.
-        kafka_client.KafkaError: the topic can't be read.
+        kafka_client.KafkaError, catalogue.CatalogueError: a topic, or the catalogue, can't be read.
         errors.BadInputError: Flink can't be started.
         KeyboardInterrupt: SIGINT came.
     """
@@ -59,7 +59,9 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
     last = dt.datetime.max.replace(tzinfo=dt.UTC) if until is None else until - job.settling
     numbers = (number for number in range(job.window.closed_count(last)) if job.window.bounds(number) not in done)
     waiting = next(numbers, None)
-    source.topic_partitions(job)  # at the start it must be there; later it is waited for
+    # At the start they must be there; later they are waited for.
+    source.topic_partitions(job)
+    source.load_catalogue(job)
     with store.Store(job.job.store).streaming() as directory, _told() as told:
         while waiting is not None and not told:
             begun = time.monotonic()
@@ -73,7 +75,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
                         waiting = next(numbers, None)
                         if waiting is None:
                             break
-            except kafka_client.KafkaError as error:
+            except (kafka_client.KafkaError, catalogue.CatalogueError) as error:
                 log.error("%s Trying again.", error)
             while waiting is not None and not told and time.monotonic() - begun < _RESTART_SECONDS:
                 time.sleep(_LOOK_SECONDS)
@@ -88,7 +90,7 @@ def _closed(
 
     Ends when the stream has to be begun again.
     """
-    run_directory = directory / store.new_id()
+    begun, run_directory = dt.datetime.now(dt.UTC), directory / store.new_id()
     run_directory.mkdir(mode=0o700)
     partitions = source.stream_partitions(job, number)
     try:
@@ -112,6 +114,10 @@ def _closed(
         while not told and not PipelineState.is_terminal(result.state):
             closed = stream.find_closed(run_directory, number)
             if closed is not None:
+                # Once for a window at most: catalogues that change all the time must not hold it back for ever.
+                if job.window.closed_count(begun) <= number and _has_other_items(job, reader.decoding.catalogue_ids):
+                    log.info("the catalogue has other items than the stream began with: reading the window anew")
+                    return
                 yield number, closed
                 number += 1
             elif time.monotonic() - looked < _PARTITIONS_SECONDS:
@@ -161,6 +167,11 @@ def _has_new_partitions(job: config.Job, partitions: Sequence[stream.Partition])
         log.warning("%s", error)
         return False
     return set(there) > {part.partition for part in partitions}
+
+
+def _has_other_items(job: config.Job, known: pa.Array | None) -> bool:
+    public = source.load_catalogue(job)
+    return public is not None and known is not None and set(public.item_ids) != set(known.to_pylist())
 
 
 @contextlib.contextmanager
