@@ -240,8 +240,6 @@ class WindowSection(_Section):
     def _windows_that_fit(self) -> "WindowSection":
         if self.every is not None and (self.size == "all" or self.step > self.duration):
             raise ValueError(f"every = {self.every!r} must not be longer than size = {self.size!r}: some events had no window")
-        if self.every is not None and self.max_windows_contributed:
-            raise ValueError("every: sliding windows have no contribution book yet: leave max_windows_contributed out")
         if self.max_windows_contributed and self.size == "all":
             raise ValueError('max_windows_contributed is for windows that follow one another; size = "all" is one window')
         if self.min_separation > 1 and not self.max_windows_contributed:
@@ -451,6 +449,11 @@ class Job(pydantic_settings.BaseSettings):
     def _one_book_a_window(self) -> "Job":
         if not self.window.max_windows_contributed:
             return self
+        if self.window.step < self.window.duration and self.privacy.period != periods.LIFETIME:
+            raise ValueError(
+                f"window.max_windows_contributed: sliding windows cross from one period ({self.privacy.period}) into the next, "
+                'and each period has a book of its own. Take privacy.period = "lifetime", or windows that follow one another'
+            )
         if not periods.divides(self.privacy.period, self.window.start, self.window.duration):
             raise ValueError(
                 f"window.max_windows_contributed: windows of {self.window.size!r} from {self.window.start} on don't each lie "

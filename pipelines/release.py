@@ -124,9 +124,15 @@ class Plan:
         if self.span is None or window.max_windows_contributed is None:
             return None
         start, end = self.span
-        windows = (end - start) // window.duration
         return ledger.Series(
-            start, window.duration, windows, window.max_windows_contributed, window.min_separation, cost, delta
+            start,
+            window.duration,
+            (end - start - window.duration) // window.step + 1,
+            window.max_windows_contributed,
+            window.min_separation,
+            cost,
+            delta,
+            window.step if window.step < window.duration else None,
         )
 
 

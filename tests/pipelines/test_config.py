@@ -254,9 +254,12 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
         pytest.param(["--window.every", "1d"], r"every = .1d. must not be longer than size = .all.", id="sliding over all"),
         pytest.param(["--window.size=1d", "--window.every=2d"], r"every = .2d. must not be longer", id="gaps between windows"),
         pytest.param(
-            ["--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2"],
-            "no contribution book",
+            ["--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2", "--privacy.period=month"],
+            r'cross from one period \(month\) into the next, .* Take privacy.period = "lifetime"',
             id="sliding",
+        ),
+        pytest.param(
+            ["--catalogue.topic", "items"], r"catalogue: needs path, a file, or topic, one of them", id="two catalogues"
         ),
         pytest.param(["--source.kind", "kafka"], r'source: kind = "kafka" needs topic and no paths', id="paths of a topic"),
         pytest.param(["--source.topic", "events"], r'source: kind = "kafka" needs topic and no paths', id="topic of files"),
