@@ -1,6 +1,6 @@
-"""The public item table: a file of items with their features in, one checked Arrow table out.
+"""The public item table: a file or rows of items with their features in, one checked Arrow table out.
 
-The catalogue is public by declaration: whoever names the file says that it depends on no user. Its item ids are
+The catalogue is public by declaration: whoever names it says that it depends on no user. Its item ids are
 then the public partitions of every release, and its features may go into models and into the database as they are.
 """
 
@@ -65,15 +65,46 @@ def load(
     Args:
         path: the file; its suffix (.parquet, .csv, .jsonl) says how to read it.
         columns: our names = the file's, for item_id and title; default: the same names. A title is optional.
-        features: columns of the file, in the order wanted; the title's column may be one of them.
+        features: columns, in the order wanted; the title's column may be one of them.
         kinds: of the features; left out, lists are multi, numbers number, everything else categorical.
         multi_separator: splits the text of features that are declared multi.
 
     Raises:
         CatalogueError: the file or one of the settings breaks a rule; says which and how to mend it.
     """
-    path, columns, kinds = pathlib.Path(path), columns or {}, kinds or {}
-    source = _Source(path, _read(path))
+    path = pathlib.Path(path)
+    return _checked(_Source(str(path), _read(path), path.suffix), columns or {}, features, kinds or {}, multi_separator)
+
+
+def of_rows(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str] | None = None,
+    features: Sequence[str] = (),
+    kinds: Mapping[str, FeatureKind] | None = None,
+    multi_separator: str = "|",
+) -> Catalogue:
+    """As `load` of a JSONL file of these rows; errors show nothing of what is in them.
+
+    Args:
+        name: of what they come from.
+    """
+    if not rows:
+        raise _error(name, "topic", "there are no items in it", "send at least one, or leave [catalogue] out")
+    try:
+        table = _table(rows)
+    except ValueError as error:
+        raise _error(name, "topic", str(error), "give each column values of one kind") from error
+    return _checked(_Source(name, table, None), columns or {}, features, kinds or {}, multi_separator)
+
+
+def _checked(
+    source: "_Source",
+    columns: Mapping[str, str],
+    features: Sequence[str],
+    kinds: Mapping[str, FeatureKind],
+    multi_separator: str,
+) -> Catalogue:
     if unknown := sorted(set(columns) - {"item_id", "title"}):
         raise source.error("columns", f"{unknown[0]!r} is not a column of ours", "map item_id and title, nothing else")
     title = columns.get("title", "title")
@@ -97,30 +128,39 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A catalogue file as read, and how to complain about it."""
+    """A catalogue as read, where from, and how to complain about it; `suffix`: of its file, None: it is no file."""
 
-    path: pathlib.Path
+    name: str
     table: pa.Table
+    suffix: str | None
 
     def error(self, key: str, given: str, rule: str) -> CatalogueError:
-        return CatalogueError(f"Catalogue {self.path}: [catalogue] {key}: {given}; {rule}.")
+        return _error(self.name, key, given, rule)
+
+    def why(self, error: Exception) -> str:
+        """Arrow's reason, which shows a value."""
+        return "" if self.suffix is None else f" ({error})"
 
     def column(self, key: str, name: str) -> pa.Array:
         """The column's values as one plain array."""
         there = self.table.column_names
         if name not in there:
-            raise self.error(key, f"the file has no column {name!r}", f"name one that it has: {', '.join(there)}")
+            raise self.error(key, f"there is no column {name!r}", f"name one of {', '.join(there)}")
         if there.count(name) > 1:
-            raise self.error(key, f"the file has {there.count(name)} columns {name!r}", "keep one of them")
+            raise self.error(key, f"there are {there.count(name)} columns {name!r}", "keep one of them")
         values = self.table[name].combine_chunks()
         if pa.types.is_dictionary(values.type):
             return values.cast(values.type.value_type)
         return values
 
 
+def _error(name: str, key: str, given: str, rule: str) -> CatalogueError:
+    return CatalogueError(f"Catalogue {name}: [catalogue] {key}: {given}; {rule}.")
+
+
 def _read(path: pathlib.Path) -> pa.Table:
     def error(given: str, rule: str) -> CatalogueError:
-        return CatalogueError(f"Catalogue {path}: [catalogue] path: {given}; {rule}.")
+        return _error(str(path), "path", given, rule)
 
     readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
@@ -166,8 +206,17 @@ def _read_jsonl(path: pathlib.Path) -> pa.Table:
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} is not a JSON object")
             rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    return _table(rows)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise ValueError(f"the values of {name!r} are of several kinds, or too large, or no text") from error
+    return pa.table(columns)
 
 
 def _check_features(source: _Source, title: str, features: Sequence[str], kinds: Mapping[str, FeatureKind]) -> None:
@@ -176,7 +225,7 @@ def _check_features(source: _Source, title: str, features: Sequence[str], kinds:
     for name in features:
         source.column("features", name)
         if name.casefold() in RESERVED or (name.casefold() == "title" and name != title):
-            raise source.error("features", f"{name!r} is a name of the items table", "rename the column in the file")
+            raise source.error("features", f"{name!r} is a name of the items table", "rename the column")
         if folded.count(name.casefold()) > 1:
             raise source.error("features", f"{name!r} is there twice (case aside)", "name each feature once")
     for name, kind in kinds.items():
@@ -207,7 +256,7 @@ def _item_ids(source: _Source, name: str) -> pa.Array:
     try:
         ids = _as_text(values)
     except pa.ArrowException as e:
-        raise source.error(key, f"{name!r} is {values.type} ({e})", "item ids are text or whole numbers") from e
+        raise source.error(key, f"{name!r} is {values.type}{source.why(e)}", "item ids are text or whole numbers") from e
     empty = pc.sum(pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))).as_py()
     if empty:
         raise source.error(key, f"{name!r} is empty in {empty} of {len(ids)} rows", "give every item an id")
@@ -256,7 +305,7 @@ def _infer(source: _Source, name: str) -> FeatureKind:
     values = source.column("features", name)
     if _is_list(values.type):
         return "multi"
-    if _is_number(values.type) or (source.path.suffix == ".csv" and _parses_as_number(values)):
+    if _is_number(values.type) or (source.suffix == ".csv" and _parses_as_number(values)):
         return "number"
     if _is_text(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
         return "categorical"
@@ -292,8 +341,8 @@ def _number(source: _Source, name: str) -> pa.Array:
     try:
         numbers = values.cast(pa.float64())
     except pa.ArrowException as e:
-        rule = f'mend the file or declare kinds = {{ {name} = "categorical" }}'
-        raise source.error(key, f"{name!r} is not numeric ({e})", rule) from e
+        rule = f'mend it or declare kinds = {{ {name} = "categorical" }}'
+        raise source.error(key, f"{name!r} is not numeric{source.why(e)}", rule) from e
     bad = pc.sum(pc.invert(pc.is_finite(numbers))).as_py()
     if bad:
         raise source.error(key, f"{name!r} is not finite in {bad} rows", "leave unknown numbers empty")

@@ -32,7 +32,7 @@ RESERVED, PUBLISHED, REFUSED = store.RESERVED, store.PUBLISHED, "refused"
 GENESIS = "0" * 64
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_HEAD = "0002"
+_HEAD = "0003"
 _LOCK = 0x50770F0CE
 """Of PostgreSQL's advisory locks, the one that every writer takes."""
 
@@ -112,6 +112,8 @@ SERIES = sa.Table(
     sa.Column("delta", sa.Double, nullable=False),
     sa.Column("planned_at", sa.String(40), nullable=False),
     sa.Column("job", sa.String(200), nullable=False),
+    # of sliding windows; none: as long as a window
+    sa.Column("step_seconds", sa.Double),
     sa.Index("series_by_period", "data_set", "period"),
 )
 
@@ -190,10 +192,11 @@ class Series:
     """Windows that are planned together and charged once, as the contribution book lets each privacy id into only a few.
 
     Attributes:
-        start, size, windows: window k of them, from 0, is [start + k size, start + (k + 1) size).
+        start, size, windows: window k of them, from 0, is [start + k step, start + k step + size).
         max_windows_contributed: how many units a privacy id may spend in the series.
         min_separation: a privacy id is in at most one of so many consecutive windows.
         unit_cost, unit_delta: what a privacy id pays with a unit.
+        every: the step, if windows slide; None: they follow one another.
     """
 
     start: dt.datetime
@@ -203,10 +206,17 @@ class Series:
     min_separation: int
     unit_cost: float
     unit_delta: float
+    every: dt.timedelta | None = None
 
     def __post_init__(self) -> None:
-        if min(self.windows, self.max_windows_contributed, self.min_separation) < 1 or self.size <= dt.timedelta(0):
+        numbers = (self.windows, self.max_windows_contributed, self.min_separation)
+        if min(numbers) < 1 or min(self.size, self.step) <= dt.timedelta(0):
             raise ValueError(f"Series: sizes and numbers must be above 0, not {self}.")
+
+    @property
+    def step(self) -> dt.timedelta:
+        """From the start of a window to that of the next."""
+        return self.size if self.every is None else self.every
 
     @property
     def cost(self) -> float:
@@ -260,7 +270,7 @@ class Request:
                 raise ValueError(f"Request: {name} must be finite and at least 0, not {getattr(self, name)}.")
         if self.series is None:
             return
-        number, rest = divmod(self.window_start - self.series.start, self.series.size)
+        number, rest = divmod(self.window_start - self.series.start, self.series.step)
         is_planned = not rest and 0 <= number < self.series.windows and self.window_end - self.window_start == self.series.size
         if not is_planned or len(self.touched) != 1:
             raise ValueError(
@@ -284,7 +294,7 @@ class Request:
     @property
     def number(self) -> int:
         """The window's place in its series."""
-        return 0 if self.series is None else (self.window_start - self.series.start) // self.series.size
+        return 0 if self.series is None else (self.window_start - self.series.start) // self.series.step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -726,7 +736,7 @@ class Ledger:
         last = _last_page(connection, PAGES.c.series_id == series.series_id)
         if last is None or (last.digest is not None and last.number < request.number):
             return None
-        window = request.series.start + last.number * request.series.size if request.series else None
+        window = request.series.start + last.number * request.series.step if request.series else None
         return (
             f"{request.data_set!r}: in the series of {request.job!r} the window that starts {window} was begun"
             + (" and not ended" if last.digest is None else "")
@@ -746,7 +756,7 @@ class Ledger:
             name: f"{getattr(series, name):.9g}"
             for name in ("unit_cost", "unit_delta")
         }
-        content = {name: str(value) for name, value in planned.items()}
+        content = {name: str(value) for name, value in planned.items() if value is not None}
         return self._keyed(connection, ["series", request.data_set, request.job, request.touched, content])
 
     def _page(self, connection: sa.Connection, release_id: str) -> Page | None:
@@ -783,6 +793,7 @@ class Ledger:
                 "delta": planned.delta,
                 "planned_at": _now(),
                 "job": request.job,
+                **({} if planned.every is None else {"step_seconds": planned.every.total_seconds()}),
             }
             connection.execute(SERIES.insert().values(row))
             self._append(connection, "planned", request.data_set, row)
@@ -997,7 +1008,7 @@ def _tell(rows: Sequence[Any]) -> dict[str, set[tuple[Any, ...]]]:
             if "page" in body:
                 pages[body["page"]["release_id"]] = body["page"]
         elif row.kind == "planned":
-            series.append(body)
+            series.append({"step_seconds": None, **body})
         elif row.kind == "booked":
             pages[body["release_id"]] = {**pages[body["release_id"]], **body}
         elif row.kind == "retry":

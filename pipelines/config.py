@@ -142,11 +142,18 @@ class SourceSection(_Section):
 class CatalogueSection(_Section):
     """[catalogue]: the public item table. With it partitions are public, without it they are selected privately."""
 
-    path: str
+    path: str | None = None
+    topic: str | None = Field(None, min_length=1, max_length=249)
     columns: dict[str, str] = {}
     features: list[str] = []
     kinds: dict[str, Literal["categorical", "multi", "text", "number"]] = {}
     multi_separator: str = Field("|", min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _a_file_or_a_topic(self) -> "CatalogueSection":
+        if (self.path is None) == (self.topic is None):
+            raise ValueError("needs path, a file, or topic, one of them")
+        return self
 
 
 class PrivacySection(_Section):
@@ -198,8 +205,6 @@ class _Windows(_Section):
     def _windows_that_fit(self) -> Self:
         if self.every is not None and (self.size == "all" or self.step > _time_of(self.size)):
             raise ValueError(f"every = {self.every!r} must not be longer than size = {self.size!r}: some events had no window")
-        if self.every is not None and self.max_windows_contributed:
-            raise ValueError("every: sliding windows have no contribution book yet: leave max_windows_contributed out")
         if self.max_windows_contributed and self.size == "all":
             raise ValueError('max_windows_contributed is for windows that follow one another; size = "all" is one window')
         if self.min_separation > 1 and not self.max_windows_contributed:
@@ -496,6 +501,14 @@ class Job(pydantic_settings.BaseSettings):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _broker_of_the_catalogue(self) -> "Job":
+        if self.catalogue is not None and self.catalogue.topic is not None and self.kafka is None:
+            raise ValueError(
+                'catalogue.topic: is read from the broker of [kafka], which is for source.kind = "kafka"; give path'
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _lag_of_a_topic(self) -> "Job":
         if self.alerts.max_lag is not None and self.kafka is None:
             raise ValueError('alerts.max_lag: files have no lag; it is for source.kind = "kafka"')
@@ -552,6 +565,12 @@ class Job(pydantic_settings.BaseSettings):
     def _one_book_a_window(self) -> "Job":
         booked = [(name, window) for name, window in self._sections() if window.max_windows_contributed]
         for name, window in booked:
+            if window.step < window.duration and self.privacy.period != periods.LIFETIME:
+                raise ValueError(
+                    f"{name}.max_windows_contributed: sliding windows cross from one period ({self.privacy.period}) into the "
+                    'next, and each period has a book of its own. Take privacy.period = "lifetime", or windows that follow one '
+                    "another"
+                )
             if not periods.divides(self.privacy.period, window.start, window.duration):
                 raise ValueError(
                     f"{name}.max_windows_contributed: windows of {window.size!r} from {window.start} on don't each lie in one "

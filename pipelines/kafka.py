@@ -124,6 +124,7 @@ def topics(job: config.Job, kafka: config.KafkaSection) -> Iterator[Topic]:
         (job.source.topic, "events", kafka.partitions, {**times, **kept}),
         (kafka.dead_letters, "dead letters", 1, kept),
         (kafka.consent, "consent", 1, {**times, **compacted}),
+        (None if job.catalogue is None else job.catalogue.topic, "catalogue", 1, {**times, **compacted}),
         (kafka.recommendations, "recommendations", 1, compacted),
     ):
         if name is not None:

@@ -75,7 +75,8 @@ class Plan:
         job, composition = self.job, self.job.privacy.composition
         cost = privacy_filter.total_cost(composition, (each.noise_multiplier for each in self.mechanisms.values()))
         delta = math.fsum(mechanism.delta for mechanism in self.mechanisms.values())
-        items = [] if self.items is None else self.items.to_pylist()
+        # Of a window they say nothing, nor do digests: begun again, it is the same with the items as they are then.
+        items = self.items.to_pylist() if self.items is not None and job.window.size == "all" else []
         return ledger.Request(
             data_set=job.job.data_set,
             source=contract.source_fingerprint(job),
@@ -100,9 +101,15 @@ class Plan:
         if self.span is None or window.max_windows_contributed is None:
             return None
         start, end = self.span
-        windows = (end - start) // window.duration
         return ledger.Series(
-            start, window.duration, windows, window.max_windows_contributed, window.min_separation, cost, delta
+            start,
+            window.duration,
+            (end - start - window.duration) // window.step + 1,
+            window.max_windows_contributed,
+            window.min_separation,
+            cost,
+            delta,
+            window.step if window.step < window.duration else None,
         )
 
 

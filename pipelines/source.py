@@ -12,7 +12,19 @@ import pyarrow as pa
 from data import catalogue, ledger, store
 from pipelines import config
 from transforms import bounding, spill
-from transforms.ingest import consent, dead_letters, decode, events, formats, kafka_client, pseudonym, sources, stream, topics
+from transforms.ingest import (
+    consent,
+    dead_letters,
+    decode,
+    events,
+    formats,
+    items,
+    kafka_client,
+    pseudonym,
+    sources,
+    stream,
+    topics,
+)
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +186,7 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
         directory: where dead letters wait.
 
     Raises:
-        formats.SchemaError, pseudonym.PseudonymKeyError, catalogue.CatalogueError: bad input.
+        formats.SchemaError, pseudonym.PseudonymKeyError, and what `load_catalogue` raises: bad input.
     """
     kafka, _ = _of_topic(job)
     windows = [part.window for part in job.parts]
@@ -221,11 +233,21 @@ def _fields(job: config.Job) -> list[str]:
 
 
 def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:
-    """Reads the job's catalogue, if it has one."""
+    """Reads the job's catalogue as it is now, if it has one.
+
+    Raises:
+        catalogue.CatalogueError, kafka_client.KafkaError: it can't be used.
+    """
     section = job.catalogue
     if section is None:
         return None
-    return catalogue.load(section.path, section.columns, section.features, section.kinds, section.multi_separator)
+    meaning = (section.columns, section.features, section.kinds, section.multi_separator)
+    if section.path is not None:
+        return catalogue.load(section.path, *meaning)
+    if section.topic is None or job.kafka is None:
+        raise ValueError("the job's catalogue is neither a file nor a topic.")
+    rows = items.rows(job.kafka.connection, section.topic, section.columns.get("item_id", "item_id"))
+    return catalogue.of_rows(f"topic {section.topic}", rows, *meaning)
 
 
 def published(job: config.Job, account: ledger.Ledger) -> list[dict[str, Any]]:

@@ -373,10 +373,11 @@ def _budget(job: config.Job, account: ledger.Ledger, known: ledger.Contract, rel
 
 def _series_room(job: config.Job, account: ledger.Ledger, request: ledger.Request, asked: ledger.Series, room: int) -> int:
     """How many windows of the request's series are still to be had: its first one pays for all."""
-    terms = (job.job.name, request.touched[0], asked.start.isoformat(), asked.max_windows_contributed, asked.min_separation)
+    limits = (asked.windows, asked.max_windows_contributed, asked.min_separation)
+    terms = (job.job.name, request.touched[0], asked.start.isoformat(), asked.size.total_seconds(), *limits)
     for series in account.series(job.job.data_set):
-        names = ("job", "period", "start", "max_windows_contributed", "min_separation")
-        is_this = tuple(series[name] for name in names) == terms and series["windows"] == asked.windows
+        names = ("job", "period", "start", "window_seconds", "windows", "max_windows_contributed", "min_separation")
+        is_this = tuple(series[name] for name in names) == terms
         if is_this and math.isclose(series["cost"], asked.cost, rel_tol=1e-6):
             return asked.windows - 1 - max((page["number"] for page in series["pages"]), default=-1)
     return asked.windows if room else 0

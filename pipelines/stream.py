@@ -19,7 +19,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.runners.runner import PipelineState
 
-from data import book, errors, ledger, store
+from data import book, catalogue, errors, ledger, store
 from pipelines import config, publish, release, source, train
 from runners import flink, job_server
 from transforms import bounding
@@ -48,7 +48,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
     Raises:
         config.JobFileError: the job has no topic, or no windows of whole seconds.
         errors.AlreadyReleasedError: the job is streamed already, or its store doesn't hold what it has published.
-        kafka_client.KafkaError: the topic can't be read.
+        kafka_client.KafkaError, catalogue.CatalogueError: a topic, or the catalogue, can't be read.
         errors.BadInputError: Flink can't be started.
         KeyboardInterrupt: SIGINT came.
     """
@@ -58,7 +58,9 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
         raise config.JobFileError(f"window.start = {job.window.start}: a stream's windows start at whole seconds.")
     waiting = release.waiting(job, until or _NEVER)
     wanted = next(waiting, None)
-    source.topic_partitions(job)  # at the start it must be there; later it is waited for
+    # At the start they must be there; later they are waited for.
+    source.topic_partitions(job)
+    source.load_catalogue(job)
     with store.Store(job.job.store).streaming() as directory, _told() as told:
         while wanted is not None and not told:
             begun = time.monotonic()
@@ -72,7 +74,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
                         wanted = next(waiting, None)
                         if wanted is None:
                             break
-            except kafka_client.KafkaError as error:
+            except (kafka_client.KafkaError, catalogue.CatalogueError) as error:
                 log.error("%s Trying again.", error)
             while wanted is not None and not told and time.monotonic() - begun < _RESTART_SECONDS:
                 time.sleep(_LOOK_SECONDS)
@@ -88,7 +90,7 @@ def _closed(
 
     Ends when the stream has to be begun again.
     """
-    run_directory = directory / store.new_id()
+    begun, run_directory = dt.datetime.now(dt.UTC), directory / store.new_id()
     run_directory.mkdir(mode=0o700)
     parts, (place, number) = job.parts, wanted
     ended = parts[place].window.bounds(number)[1] - dt.timedelta(microseconds=1)
@@ -114,6 +116,11 @@ def _closed(
         while not told and not PipelineState.is_terminal(result.state):
             closed = stream.find_closed(run_directory, place, number)
             if closed is not None:
+                # Once for a window at most: catalogues that change all the time must not hold it back for ever.
+                is_new = parts[place].window.closed_count(begun) <= number
+                if is_new and _has_other_items(job, reader.decoding.catalogue_ids):
+                    log.info("the catalogue has other items than the stream began with: reading the window anew")
+                    return
                 yield place, number, closed
                 place, number = next(windows)
             elif time.monotonic() - looked < _PARTITIONS_SECONDS:
@@ -166,6 +173,11 @@ def _has_new_partitions(job: config.Job, partitions: Sequence[stream.Partition])
         log.warning("%s", error)
         return False
     return set(there) > {part.partition for part in partitions}
+
+
+def _has_other_items(job: config.Job, known: pa.Array | None) -> bool:
+    public = source.load_catalogue(job)
+    return public is not None and known is not None and set(public.item_ids) != set(known.to_pylist())
 
 
 @contextlib.contextmanager

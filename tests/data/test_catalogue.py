@@ -122,7 +122,7 @@ def test_sample_product_list_loads():
 @pytest.mark.parametrize(
     ("columns", "settings", "message"),
     [
-        pytest.param({"id": ["a"]}, {}, r"columns.item_id: the file has no column 'item_id'; .* has: id", id="no id column"),
+        pytest.param({"id": ["a"]}, {}, r"columns.item_id: there is no column 'item_id'; .* one of id", id="no id column"),
         pytest.param({"item_id": ["a"]}, {"columns": {"title": "t"}}, r"columns.title: .* no column 't'", id="no title"),
         pytest.param({"item_id": ["a"]}, {"columns": {"name": "n"}}, r"'name' is not a column of ours", id="not ours"),
         pytest.param({"item_id": ["a", None, ""]}, {}, r"'item_id' is empty in 2 of 3 rows", id="null and empty ids"),
@@ -132,7 +132,7 @@ def test_sample_product_list_loads():
         pytest.param(
             {"item_id": list("aabbccddeeff")}, {}, r"6 ids are .*: a, b, c, d, e, \.\.\.; keep one row", id="repeated ids"
         ),
-        pytest.param({"item_id": ["a"]}, {"features": ["f"]}, r"features: the file has no column 'f'", id="no feature"),
+        pytest.param({"item_id": ["a"]}, {"features": ["f"]}, r"features: there is no column 'f'", id="no feature"),
         pytest.param({"item_id": ["a"], "Score": [1]}, {"features": ["Score"]}, r"rename the column", id="reserved"),
         pytest.param({"item_id": ["a"], "Title": ["b"]}, {"features": ["Title"]}, r"rename the column", id="other title"),
         pytest.param({"item_id": ["a"], "f": [1]}, {"features": ["f", "f"]}, r"'f' is there twice", id="feature twice"),
@@ -169,7 +169,7 @@ def test_bad_catalogues_are_refused_by_name(tmp_path, columns, settings, message
         pytest.param("items.csv", None, r"there is no such file; give the path", id="missing"),
         pytest.param("items.csv", "", r"the file is empty", id="empty"),
         pytest.param("items.csv", "item_id\n", r"the file has no rows", id="header alone"),
-        pytest.param("items.csv", "item_id,item_id\na,b\n", r"the file has 2 columns 'item_id'", id="column twice"),
+        pytest.param("items.csv", "item_id,item_id\na,b\n", r"there are 2 columns 'item_id'", id="column twice"),
         pytest.param("items.csv", "item_id,t\na\n", r"not readable as .csv", id="ragged csv"),
         pytest.param("items.xlsx", "x", r"can't tell how to read '.xlsx'; .*parquet, .csv, .jsonl", id="suffix"),
         pytest.param("items.parquet", "x", r"not readable as .parquet", id="not parquet"),

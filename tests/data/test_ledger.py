@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import datetime as dt
+import hmac
+import json
 import os
 import pathlib
 import stat
@@ -463,10 +465,69 @@ def test_other_limits_are_another_series_that_pays_for_itself(kept, limits):
     assert [each.cost for each in kept.spent("shop")] == [0.5 + planned.cost]
 
 
-@pytest.mark.parametrize("name", ["windows", "max_windows_contributed", "min_separation"])
-def test_a_series_of_nothing_is_no_series(name):
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"windows": 0},
+        {"max_windows_contributed": 0},
+        {"min_separation": 0},
+        {"size": dt.timedelta(0)},
+        {"every": dt.timedelta(0)},
+    ],
+)
+def test_a_series_of_nothing_is_no_series(nothing):
     with pytest.raises(ValueError, match="Series: sizes and numbers must be above 0"):
-        replace(SERIES, **{name: 0})
+        replace(SERIES, **nothing)
+
+
+SLIDING = replace(SERIES, size=dt.timedelta(days=2), every=dt.timedelta(hours=12), windows=59)
+
+
+def slide(number: int) -> ledger.Request:
+    """One of SLIDING's windows."""
+    start = SLIDING.start + number * SLIDING.step
+    span = {"window_start": start, "window_end": start + SLIDING.size}
+    return replace(another(200 + number, **span), series=SLIDING)
+
+
+def test_sliding_windows_are_numbered_by_their_step_and_charged_once(kept, url):
+    for number in (0, 1, 58):
+        booked(kept, slide(number))
+    [series] = kept.series("shop")
+    assert [page["number"] for page in series["pages"]] == [0, 1, 58]
+    assert (series["window_seconds"], series["step_seconds"], series["windows"]) == (172_800.0, 43_200.0, 59)
+    assert kept.spent("shop") == [ledger.Spent("2025-01", 0.5, 0.0, 3, False)]
+    kept.verify()
+    tamper(url, "update series set step_seconds = 86400")
+    with pytest.raises(ledger.LedgerError, match="table of series"):
+        kept.verify()
+
+
+@pytest.mark.parametrize("wrong", [dt.timedelta(hours=6), dt.timedelta(hours=-12), dt.timedelta(days=30)])
+def test_a_window_that_is_not_on_the_step_is_no_request(wrong):
+    first = slide(0)
+    with pytest.raises(ValueError, match="is not a window of"):
+        replace(first, window_start=first.window_start + wrong, window_end=first.window_end + wrong)
+
+
+def test_another_step_is_another_series(kept):
+    booked(kept, slide(0))
+    booked(kept, replace(slide(2), series=replace(SLIDING, every=dt.timedelta(days=1))))
+    assert [each.cost for each in kept.spent("shop")] == [1.0]
+
+
+def test_a_series_of_windows_that_follow_one_another_has_the_address_it_had_before_windows_slid(kept, url):
+    booked(kept, window(1))
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        secret, address = (
+            connection.scalar(sa.text(f"select {each}")) for each in ("value from secret", "address from series")
+        )
+    engine.dispose()
+    limits = {"windows": "31", "max_windows_contributed": "2", "min_separation": "1", "unit_cost": "0.25", "unit_delta": "0"}
+    planned = {"start": "2025-01-01 00:00:00+00:00", "size": "1 day, 0:00:00", **limits}
+    content = json.dumps(["series", "shop", REQUEST.job, ["2025-01"], planned], sort_keys=True).encode()
+    assert address == hmac.digest(bytes.fromhex(secret), content, "sha256").hex()
 
 
 def test_a_series_leaves_the_rest_to_other_releases(kept):
@@ -608,6 +669,16 @@ def test_a_ledger_from_before_there_were_series_is_brought_up_to_date(kept, url)
     opened.verify()
     booked(opened, window(1))
     assert opened.spent("shop") == [ledger.Spent("2025-01", 0.75, 0.0, 2, False)]
+
+
+def test_a_series_from_before_windows_slid_goes_on(kept, url):
+    booked(kept, window(1))
+    tamper(url, "alter table series drop column step_seconds")
+    tamper(url, "update alembic_version set version_num = '0002'")
+    opened = ledger.Ledger(url)
+    booked(opened, window(2))
+    opened.verify()
+    assert [page["number"] for page in opened.series("shop")[0]["pages"]] == [0, 1]
 
 
 # Leases

@@ -24,7 +24,8 @@ WINDOWS, USERS, SHARDS = 8, 4, 2
 SERIES = {
     # Of the capacity, one has 40 %, the other 36 %; a release of its own takes 15 %.
     "few": ledger.Series(START, DAY, WINDOWS, 2, 1, 0.4 * CAPACITY / 2, 0.0),
-    "apart": ledger.Series(START, DAY, WINDOWS, 3, 2, 0.36 * CAPACITY / 3, 0.0),
+    # Its windows slide, two days a day apart.
+    "apart": ledger.Series(START, 2 * DAY, WINDOWS, 3, 2, 0.36 * CAPACITY / 3, 0.0, DAY),
 }
 ALONE = 0.15 * CAPACITY
 
@@ -57,7 +58,7 @@ class World:
         if series and number == WINDOWS:
             return
         self.attempts += 1
-        start, size = (START + number * DAY, DAY) if series else (START, 30 * DAY)
+        start, size = (START + number * series.step, series.size) if series else (START, 30 * DAY)
         request = dataclasses.replace(
             bench.REQUEST,
             content={"job": job, "number": number},

@@ -1,6 +1,7 @@
 """Streams on a real Flink from a real broker: the same figures as scheduled runs, each window once."""
 
 import dataclasses
+import datetime as dt
 import os
 import shutil
 import signal
@@ -105,6 +106,36 @@ def test_a_window_gets_what_is_its_own_though_later_ones_were_released_before(tm
     monkeypatch.setattr(source, "topic_partitions", lambda _: [0])
     stream.run(job, until=until(6))
     assert given == [(number, {"events/0": number}) for number in (1, 3, 4)]
+
+
+def test_a_window_has_the_items_that_the_catalogue_has_when_it_closes(broker, flink_jars, tmp_path, monkeypatch):
+    """One item comes and one goes while the stream runs; it begins the window anew, once."""
+    start = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    path, topic = topics.write_job(tmp_path, broker, create_time=False)
+    items = topics.move_items(path, topic)
+    flags = [f"--window.start={start.isoformat()}", "--window.end=2100-01-01", "--window.size=15s", "--window.budget_share=0.1"]
+    job = topics.load(path, *flags)
+    topics.send(broker, items, map(topics.item, "ab"))
+    begin, begun = source.stream_reader, []
+
+    def reader(*given):
+        made = begin(*given)
+        if not begun:
+            now = dt.datetime.now(dt.UTC).isoformat()[:-6]
+            topics.send(broker, items, [topics.item("d"), topics.item("b", None)])
+            topics.send(broker, topic, (topics.message(view(f"u{i}", item, "", now)) for i in range(3) for item in "abd"))
+        begun.append(dt.datetime.now(dt.UTC))
+        return made
+
+    monkeypatch.setattr(source, "stream_reader", reader)
+    stream.run(job, until=start + dt.timedelta(seconds=15))
+    assert {key: found for key, found in figures(job)[0].items() if "view" in key} == {
+        ("a", "view"): (3, 3),
+        ("d", "view"): (3, 3),
+    }
+    assert outcomes(job)[0]["ok"] == 6
+    assert len(topics.read(broker, f"{topic}.dead")) == 3
+    assert [at >= start + dt.timedelta(seconds=15) for at in begun] == [False, True]
 
 
 def test_a_job_without_a_topic_or_windows_is_no_stream(tmp_path):

@@ -90,7 +90,10 @@ def lines(n: int = 3000) -> list[str]:
 DAYS = ["--window.size=1d", "--window.budget_share=0.05", "--window.slack_seconds=3600"]
 
 
-@pytest.mark.parametrize("flags", [DAYS, DAYS[2:]], ids=["windows", "one window"])
+SLIDING = [*DAYS, "--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2"]
+
+
+@pytest.mark.parametrize("flags", [DAYS, SLIDING, DAYS[2:]], ids=["windows", "sliding, by the book", "one window"])
 def test_the_same_events_from_a_file_and_from_a_topic_have_the_same_figures(broker, tmp_path, flags):
     by_file = example.load(example.write_job(tmp_path / "file", lines()), *flags)
     (tmp_path / "topic").mkdir()
@@ -104,7 +107,7 @@ def test_the_same_events_from_a_file_and_from_a_topic_have_the_same_figures(brok
         else:
             list(release.run_until(job, until(5, 1)))
     assert figures(by_topic) == figures(by_file)
-    assert len(figures(by_topic)) == (1 if by_topic.window.size == "all" else 4)
+    assert len(figures(by_topic)) == {"1d": 4, "2d": 3, "all": 1}[by_topic.window.size]
 
 
 def test_nobody_moves_what_others_count_for(broker, tmp_path):
@@ -379,6 +382,7 @@ def allow(running, user: str, rights: list[tuple[str, str, str]]) -> None:
 RIGHTS = [
     ("TOPIC", "READ", ""),
     ("TOPIC", "READ", ".consent"),
+    ("TOPIC", "READ", ".items"),
     ("TOPIC", "WRITE", ".dead"),
     ("TOPIC", "WRITE", ".recommendations"),
     ("GROUP", "READ", None),
@@ -391,7 +395,9 @@ def test_a_job_needs_the_rights_that_the_docs_name_and_no_more(secure_broker, tm
     """With TLS, a login and ACLs. READ and WRITE imply DESCRIBE."""
     admin = topics.connection(secure_broker)
     path, topic = topics.write_job(tmp_path, secure_broker)
+    items = topics.move_items(path, topic)
     topics.load(path, *DAYS, *topics.login(admin))
+    topics.send(secure_broker, items, map(topics.item, "abc"))
     for right in RIGHTS:
         if missing is None or right != RIGHTS[missing]:
             kind, operation, name = right

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from data import book, errors, ledger, store, tables
-from pipelines import cli, config, contract, release, source
+from pipelines import cli, config, contract, release, source, status
 from tests.pipelines.example import charges, crashing, load, published, view, write_job
 
 DAY = "2025-01-{:02}T12:00"
@@ -176,6 +176,7 @@ EVERY_DAY = [
     *(view("bob", "b", f"b{day}", DAY.format(day)) for day in (2, 5, 6)),
 ]
 TWICE = ["--window.size=1d", "--window.max_windows_contributed=2", "--privacy.period=month"]
+SLIDING = ["--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2"]
 
 
 def seen(job: config.Job) -> list[str]:
@@ -200,6 +201,28 @@ def test_a_user_is_in_so_many_windows_and_no_more(tmp_path, flags, expected):
     job = load(write_job(tmp_path, EVERY_DAY), *TWICE, *flags)
     list(release.run_until(job, until(8)))
     assert seen(job) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ["ab", "ab", "", "", "", ""]),
+        (["--window.min_separation=2"], ["ab", "", "a", "b", "", ""]),
+        (["--window.max_windows_contributed=4"], ["ab", "ab", "a", "ab", "b", ""]),
+    ],
+    ids=["first come", "separated", "more"],
+)
+def test_a_user_is_in_so_many_sliding_windows_and_no_more(tmp_path, flags, expected):
+    """Of two days, a day apart: an event in the middle spends twice."""
+    job = load(write_job(tmp_path, EVERY_DAY), *SLIDING, *flags)
+    list(release.run_until(job, until(8)))
+    assert seen(job) == expected
+    most = job.window.max_windows_contributed
+    said = "\n".join(contract.show(job))
+    assert f"test has released 6 of 30 planned windows, each user in at most {most} of them" in said
+    [budget] = status.read(job, until(8)).budget
+    assert budget.windows_left == budget.windows_to_come == 24
+    contract.verify(job, None)
 
 
 def test_a_series_is_charged_once_and_a_window_costs_its_part(tmp_path):

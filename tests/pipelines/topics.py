@@ -54,6 +54,19 @@ def write_job(
     return path, topic
 
 
+def move_items(path: pathlib.Path, topic: str) -> str:
+    """Makes a topic the catalogue of a job that `write_job` wrote; returns its name. No topic is made."""
+    text = path.read_text()
+    path.write_text(text.replace(f'path = "{path.parent}/items.csv"', f'topic = "{topic}.items"'))
+    return f"{topic}.items"
+
+
+def item(item_id: str, genre: str | None = "fruit") -> dict[str, Any]:
+    """An item's row as a message for `send`; without a genre it is no more."""
+    row = {"item_id": item_id, "title": item_id.upper(), "genre": genre}
+    return {"key": item_id.encode(), "value": None if genre is None else json.dumps(row).encode()}
+
+
 def load(path: pathlib.Path, *flags: str) -> config.Job:
     """As example.load, and makes the job's topics."""
     job = example.load(path, *flags)

@@ -32,7 +32,7 @@ def topic(broker) -> str:
         ([('{"privacy_id": "ann"}', OUT), ('{"schema": {}, "payload": {"privacy_id": 7}}', OUT)], {"ann", "7"}),
         ([('{"privacy_id": "ann"}', OUT), ("ann", IN)], set()),
         ([('{"other": "ann"}', OUT)], {'{"other": "ann"}'}),
-        *(([("ann", IN), ("ann", value)], {"ann"}) for value in (b"", b"\xff", b"1", b"[", b"{}")),
+        *(([("ann", IN), ("ann", value)], {"ann"}) for value in (b"", b"\xff", b"1", b"[", b"{}", b"null")),
         ([("ann", b'{"opted_out": "true"}')], {"ann"}),
     ],
 )

@@ -1,6 +1,5 @@
 import datetime as dt
 import decimal
-import json
 import pickle
 import random
 import threading
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.transforms import messages
 from tests.transforms.messages import COLUMNS, ITEM, TIME, binary, columns_of, datum, varint, write
-from transforms.ingest import changes, decode, formats, protobuf, sources
 from transforms.ingest import datum as avro_datum
+from transforms.ingest import decode, formats, protobuf, sources
 
 KINDS = list(messages.ENCODE)
 UTC_TIME = dt.datetime(2025, 3, 1, 12, tzinfo=dt.UTC)
@@ -684,50 +683,3 @@ def test_a_format_needs_no_schema_file_after_it_was_made(make, tmp_path):
     for path in tmp_path.iterdir():
         path.unlink()
     assert problems(pickle.loads(form), messages.ENCODE["wire"](messages.event(random.Random(5)))) == [None]
-
-
-# Changes
-
-
-def change(op: object, before: object, after: object) -> dict:
-    return {"op": op, "before": before, "after": after, "source": {"table": "users"}}
-
-
-@pytest.mark.parametrize("wrap", [pytest.param(False, id="bare"), pytest.param(True, id="in payload")])
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        pytest.param(change("c", None, {"id": 1, "on": True}), ("1", "true", "c", None), id="created"),
-        pytest.param(change("u", {"id": 1, "on": True}, {"id": 1, "on": False}), ("1", "false", "u", None), id="updated"),
-        pytest.param(change("r", None, {"id": "1", "more": [1]}), ("1", None, "r", None), id="read by a snapshot"),
-        pytest.param(change("d", {"id": 1, "on": True}, None), ("1", "true", "d", None), id="deleted"),
-        pytest.param(change("t", None, None), (None, None, None, changes.NO_OP), id="truncated"),
-        pytest.param(change(None, None, {"id": 1}), ("1", None, None, changes.NO_OP), id="no op"),
-        pytest.param(change(["c"], None, {"id": 1}), ("1", None, None, changes.NO_OP), id="no text for op"),
-        pytest.param(change("u", {"id": 1}, None), (None, None, "u", changes.NO_ROW), id="no row after"),
-        pytest.param(change("d", None, {"id": 1}), (None, None, "d", changes.NO_ROW), id="no row before"),
-        pytest.param(change("u", None, ["id"]), (None, None, "u", changes.NO_ROW), id="no object"),
-    ],
-)
-def test_changes(wrap, given, expected):
-    message = json.dumps({"schema": {"type": "struct"}, "payload": given} if wrap else given).encode()
-    form = pickle.loads(pickle.dumps(changes.Changes(["id", "on"])))
-    table = form.decode(binary([message]))
-    assert table.column_names == ["id", "on", changes.OP, formats.PROBLEM, formats.RAW]
-    assert rows(table, "id", "on", changes.OP, formats.PROBLEM) == [expected]
-
-
-def test_changes_without_a_value_are_tombstones_and_neighbours_stay():
-    good = json.dumps(change("c", None, {"id": 1})).encode()
-    values = [good, None, b'{"schema":null,"payload":null}', b"", b"[]", b'{"op":"c","after":{"id":"\xff"}}', b"{}", good]
-    table = changes.Changes(["id"]).decode(binary(values))
-    assert rows(table, changes.OP, formats.PROBLEM) == [
-        ("c", None),
-        (changes.TOMBSTONE, None),
-        (changes.TOMBSTONE, None),
-        (None, formats.NOT_JSON),
-        (None, formats.NOT_JSON),
-        ("c", formats.NOT_TEXT),
-        (None, changes.NO_OP),
-        ("c", None),
-    ]

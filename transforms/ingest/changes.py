@@ -1,50 +1,49 @@
-"""Changes of a table's rows, as Debezium's connectors write them: `{"op": "u", "before": {...}, "after": {...}}` in JSON."""
+"""What a message of a compacted topic says of its row: the row itself, or a change of it as Debezium's connectors write them.
 
-import pyarrow as pa
+A change is {"op": "u", "before": {...}, "after": {...}}: its op says that the row was created, updated, read by a snapshot (c,
+u, r) or deleted (d). A row, a change or a key may stand in `payload` beside its `schema`.
+"""
 
-from transforms.ingest import formats
-
-OP = "__op"
-"""What happened to the row: c (created), u (updated), r (read by a snapshot), d (deleted), or TOMBSTONE."""
-
-TOMBSTONE = "tombstone"
-"""A message without a value, which lets Kafka forget its key. Its columns are null; it is no problem."""
-
-NO_OP = "the change's op isn't c, u, r or d"
-NO_ROW = "the change has no row"
+import json
+from typing import Any
 
 
-class Changes(formats.Json):
-    """Unwraps changes: the wanted members of the row after it, or of the row before if it was deleted, as formats.Json does.
+class ChangeError(ValueError):
+    """A message can't be understood: says why, with nothing of the message."""
 
-    The envelope may stand in `payload` beside its `schema`.
+
+def row(value: bytes | None) -> dict[str, Any] | None:
+    """Returns a row as a message leaves it; None: there is none any more, as it was deleted or the message has no value.
+
+    Raises:
+        ChangeError: it says neither.
     """
+    given = None if value is None else content(value)
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise ChangeError("it is not a JSON object")
+    if "op" not in given or not given.keys() & {"before", "after"}:
+        return given
+    if given["op"] == "d":
+        return None
+    if given["op"] not in ("c", "u", "r"):
+        raise ChangeError("the change's op isn't c, u, r or d")
+    if not isinstance(given.get("after"), dict):
+        raise ChangeError("the change has no row")
+    return given["after"]
 
-    def decode(self, values: pa.BinaryArray) -> pa.Table:
-        """As formats.Format says, with OP before PROBLEM."""
-        scalars = formats.json_scalars("changed", "texts", self._columns)
-        query = f"""
-            with unwrapped as (
-                select *, case when json_type(message, '/op') is null then json_type(message, '/payload') end as payload,
-                    case when payload = 'OBJECT' then json_extract(message, '/payload') else message end as envelope,
-                    {formats.RAW} is null or coalesce(payload = 'NULL', false) as is_tombstone
-                from objects
-            ), opened as (
-                select *, json_extract_string(envelope, '/op') as given_op,
-                    case when given_op in ('c', 'u', 'r', 'd') then given_op end as op,
-                    json_extract(envelope, case when op = 'd' then '/before' else '/after' end) as content,
-                    case when json_type(content) = 'OBJECT' then content end as changed,
-                    {formats.json_texts("changed", self._columns)} as texts
-                from unwrapped
-            )
-            select {scalars}, case when is_tombstone then '{TOMBSTONE}' else op end, case
-                when is_tombstone then null
-                when {formats.PROBLEM} is not null then {formats.PROBLEM}
-                when message is null then {formats.sql_string(formats.NOT_JSON)}
-                when op is null then {formats.sql_string(NO_OP)}
-                when changed is null then {formats.sql_string(NO_ROW)}
-            end, {formats.RAW}
-            from opened
-        """
-        table = self._ask(query, values)
-        return table.rename_columns([*self._columns, OP, formats.PROBLEM, formats.RAW])
+
+def content(text: bytes) -> Any:
+    """Returns JSON without a schema around it; None: a schema around nothing.
+
+    Raises:
+        ChangeError: it isn't any, or is nothing.
+    """
+    try:
+        given = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise ChangeError("it is not JSON") from error
+    if given is None:
+        raise ChangeError("it is null")
+    return given["payload"] if isinstance(given, dict) and given.keys() == {"schema", "payload"} else given

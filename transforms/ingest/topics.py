@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import apache_beam as beam
 import kafka
@@ -46,6 +46,10 @@ FETCH = {
     "max_partition_fetch_bytes": 8 << 20,
 }
 """kafka-python's settings for reading fast in bounded memory."""
+
+T = TypeVar("T")
+Statement = tuple[Any, str, T]
+"""A record, whom or what it is about, and what it says."""
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +134,16 @@ def messages(connection: kafka_client.Connection, topic: str) -> Iterator[Any]:
         with kafka_client.consumer(connection, **FETCH) as client:
             for records, _ in _polls(client, kafka.TopicPartition(topic, number), first, end):
                 yield from (record for record in records if record.offset < end)
+
+
+def newest(statements: Iterable[Statement[T]]) -> dict[str, T]:
+    """What the newest of each one's statements says, by the broker's time."""
+    found: dict[str, tuple[tuple[int, int], T]] = {}
+    for record, about, said in statements:
+        when = (record.timestamp, record.offset)
+        if about not in found or found[about][0] <= when:
+            found[about] = (when, said)
+    return {about: said for about, (_, said) in found.items()}
 
 
 def _polls(client: kafka.KafkaConsumer, place: kafka.TopicPartition, start: int, stop: int) -> Iterator[tuple[list[Any], int]]:
