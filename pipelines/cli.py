@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     stream = commands.add_parser("stream", help="release a topic's windows as they close, for ever", allow_abbrev=False)
     stream.add_argument("job", type=Path, metavar="JOB.toml")
     stream.add_argument("--until", metavar="TIME", help="end with the last window that is closed then")
+    stream.add_argument("--metrics", type=_port, metavar="PORT", help="Prometheus metrics on 127.0.0.1")
     stream.set_defaults(command=_stream, takes_flags=True)
     schedule = commands.add_parser("schedule", help="run a job with windows again and again", allow_abbrev=False)
     schedule.add_argument("job", type=Path, metavar="JOB.toml")
@@ -270,7 +271,8 @@ def _stream(arguments: argparse.Namespace, flags: list[str]) -> None:
 
     job, beam_flags = config.load(arguments.job, flags)
     _remember(job.job.store)
-    stream.run(job, beam_flags, None if arguments.until is None else _time(arguments.until))
+    with _metrics(job, arguments.metrics):
+        stream.run(job, beam_flags, None if arguments.until is None else _time(arguments.until))
 
 
 def _schedule(arguments: argparse.Namespace, flags: list[str]) -> None:

@@ -17,13 +17,14 @@ from types import FrameType
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.runners.runner import PipelineState
 
 from data import book, catalogue, errors, ledger, store
 from pipelines import config, publish, release, source, train
 from runners import flink, job_server
 from transforms import bounding
-from transforms.ingest import kafka_client, pseudonym, stream
+from transforms.ingest import events, kafka_client, pseudonym, stream
 
 _LOOK_SECONDS = 0.1
 _PARTITIONS_SECONDS = 30.0
@@ -116,10 +117,10 @@ def _closed(
         while not told and not PipelineState.is_terminal(result.state):
             closed = stream.find_closed(run_directory, place, number)
             if closed is not None:
-                # Once for a window at most: catalogues that change all the time must not hold it back for ever.
+                # Once for a window at most: what changes all the time must not hold it back for ever.
                 is_new = parts[place].window.closed_count(begun) <= number
-                if is_new and _has_other_items(job, reader.decoding.catalogue_ids):
-                    log.info("the catalogue has other items than the stream began with: reading the window anew")
+                if is_new and (changed := _changed(job, reader.decoding)):
+                    log.info("%s since the stream began: reading the window anew", changed)
                     return
                 yield place, number, closed
                 place, number = next(windows)
@@ -175,9 +176,16 @@ def _has_new_partitions(job: config.Job, partitions: Sequence[stream.Partition])
     return set(there) > {part.partition for part in partitions}
 
 
-def _has_other_items(job: config.Job, known: pa.Array | None) -> bool:
-    public = source.load_catalogue(job)
-    return public is not None and known is not None and set(public.item_ids) != set(known.to_pylist())
+def _changed(job: config.Job, began_with: events.Decoding) -> str | None:
+    """What has changed so that events may count which the stream has dropped."""
+    public, known, opted_out = source.load_catalogue(job), began_with.catalogue_ids, began_with.opt_outs
+    if public is not None and known is not None and set(public.item_ids) != set(known.to_pylist()):
+        return "the catalogue has other items"
+    if opted_out is not None and len(opted_out):
+        now = source.opt_outs(job)
+        if now is None or not pc.all(pc.is_in(opted_out, value_set=now)).as_py():
+            return "somebody has opted in again"
+    return None
 
 
 @contextlib.contextmanager

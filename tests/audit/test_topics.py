@@ -4,12 +4,16 @@ import contextlib
 import datetime as dt
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -26,7 +30,11 @@ __all__ = ["without_noise"]
 
 DAYS = 4
 N_EVENTS = int(os.environ.get("DRILL_EVENTS", 1_000_000))
-KILLS, AWAY_SECONDS, BETWEEN_SECONDS = int(os.environ.get("DRILL_KILLS", 3)), float(os.environ.get("DRILL_AWAY", 60)), 10
+KILLS, AWAY_SECONDS = int(os.environ.get("DRILL_KILLS", 3)), float(os.environ.get("DRILL_AWAY", 60))
+BETWEEN_SECONDS = float(os.environ.get("DRILL_BETWEEN", 10))
+BACKLOG = int(os.environ.get("DRILL_BACKLOG", 10_000_000))
+PARTITIONS = 3
+DAILY = ["--window.size=1d", "--window.end=2025-01-05", "--window.budget_share=0.2", "--model.retrain=1d"]
 
 
 @pytest.mark.slow
@@ -188,3 +196,52 @@ def test_a_live_stream_outlives_its_broker(kafka_jars, flink_jars, tmp_path):
         print(f"{expected.total()} events in time, {late} late, {n_windows} windows: {', '.join(done)}")
         assert trial.released(job) == {key: (events, events) for key, events in expected.items()}
         assert sum("killed" in each for each in done) == KILLS
+
+
+def fill(connection: kafka_client.Connection, topic: str, partition: int, n: int) -> None:
+    """Sends so many events of four days to a partition, in the order of their times, which are their arrivals too."""
+    first, span = topics.milliseconds("2025-01-01T00:00"), DAYS * 86_400_000
+
+    def messages() -> Iterator[dict[str, Any]]:
+        for i in range(n):
+            at = first + span * i // n
+            time_ = dt.datetime.fromtimestamp(at / 1000, dt.UTC).isoformat()[:-6]
+            event = view(f"u{(7919 * i + partition) % 100_003}", "abcd"[i % 4], f"{partition}-{i}", time_)
+            yield {**topics.message(event), "timestamp_ms": at, "partition": partition}
+
+    with kafka_client.producer(connection, compression_type="lz4") as producer:
+        kafka_client.send(producer, topic, messages())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "flags"), [("release", []), ("stream", ["--until", "2025-01-06", *DAILY])])
+def test_a_backlog_is_read_in_bounded_memory(kafka_jars, flink_jars, tmp_path, command, flags):
+    """Ten times as many messages take no more than half as much memory again, Flink and all processes included."""
+    peaks = {}
+    for n in (BACKLOG // 10, BACKLOG):
+        directory = tmp_path / str(n)
+        with kafka.Broker(directory / "kafka") as broker:
+            path, topic = topics.write_job(directory, broker)
+            job = topics.load(path, *flags[2:])
+            context = multiprocessing.get_context("spawn")
+            fillers = [
+                context.Process(target=fill, args=(topics.connection(broker), topic, partition, n // PARTITIONS))
+                for partition in range(PARTITIONS)
+            ]
+            for filler in fillers:
+                filler.start()
+            for filler in fillers:
+                filler.join()
+            trial.end(broker, topic, PARTITIONS)
+            words = [sys.executable, "-m", f"pipelines.{command}", str(path), *flags]
+            peak, begun = 0, time.monotonic()
+            with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+                while process.poll() is None:
+                    peak = max(peak, trial.memory(process.pid))
+                    time.sleep(0.5)
+            seconds = time.monotonic() - begun
+            assert process.returncode == 0
+            assert sum(found.get("ok", 0) for found in outcomes(job)) == n // PARTITIONS * PARTITIONS
+            peaks[n] = peak
+            print(f"{command}: {n} messages in {seconds:.0f} s, {peak / 1e9:.2f} GB at the peak")
+    assert peaks[BACKLOG] <= 1.5 * peaks[BACKLOG // 10]

@@ -1,7 +1,9 @@
 """A synthetic world in a topic with its own times, for drills: the same events in a file and as messages."""
 
+import contextlib
 import json
 import pathlib
+import re
 from collections import Counter
 from typing import Any
 
@@ -124,3 +126,17 @@ def malformed(running: kafka.Broker, topic: str) -> list[tuple[int, int]]:
         except ValueError:
             found.append((record.partition, record.offset))
     return sorted(found)
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process and those that come from it hold."""
+    parents, held = {}, {}
+    for status in pathlib.Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):  # it ended
+            text = status.read_text()
+            if found := re.search(r"PPid:\s+(\d+)(?:.|\n)*VmRSS:\s+(\d+) kB", text):
+                parents[int(status.parent.name)], held[int(status.parent.name)] = int(found[1]), 1024 * int(found[2])
+    ours, more = {pid}, {pid}
+    while more := {child for child, parent in parents.items() if parent in more}:
+        ours |= more
+    return sum(held.get(each, 0) for each in ours)

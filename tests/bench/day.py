@@ -8,11 +8,9 @@ releases its windows. The memory is that of the stream, its Flink included, ever
 """
 
 import argparse
-import contextlib
 import datetime as dt
 import json
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -55,20 +53,6 @@ def write_day(directory: pathlib.Path, users: int) -> tuple[pathlib.Path, int]:
     items = items.set_column(items.column_names.index("genre"), "genre", pc.list_element(items["genre"], 0))
     pyarrow.csv.write_csv(items.select(["item_id", "title", "genre"]), directory / "items.csv")
     return path, rows
-
-
-def memory(pid: int) -> int:
-    """Bytes that a process and those that come from it hold."""
-    parents, held = {}, {}
-    for status in pathlib.Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):  # it ended
-            text = status.read_text()
-            if found := re.search(r"PPid:\s+(\d+)(?:.|\n)*VmRSS:\s+(\d+) kB", text):
-                parents[int(status.parent.name)], held[int(status.parent.name)] = int(found[1]), 1024 * int(found[2])
-    ours, more = {pid}, {pid}
-    while more := {child for child, parent in parents.items() if parent in more}:
-        ours |= more
-    return sum(held.get(each, 0) for each in ours)
 
 
 def lag(job: config.Job) -> int:
@@ -120,7 +104,7 @@ def measure(directory: pathlib.Path, users: int, speed: float, window: dt.timede
             begun = time.monotonic()
             sending.start()
             while process.poll() is None:
-                samples.append((time.monotonic() - begun, memory(process.pid), lag(job)))
+                samples.append((time.monotonic() - begun, trial.memory(process.pid), lag(job)))
                 time.sleep(SAMPLE_SECONDS)
             sending.join()
         if process.returncode:

@@ -5,9 +5,11 @@ import datetime as dt
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 
@@ -23,7 +25,7 @@ LATER = view("u0", "a", "", "2025-01-20T12:00", "2025-01-20T12:00")
 """By its arrival every window of `lines` has closed."""
 
 
-SHORT = ["--trending.size=5h", "--trending.every=3h", "--trending.budget_share=0.0003"]
+SHORT = ["--trending.size=5h", "--trending.every=3h", "--trending.budget_share=0.01"]
 
 
 def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path):
@@ -36,7 +38,7 @@ def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path
         if name == "streamed":
             shutil.copy(tmp_path / "scheduled" / "pseudonym.key", tmp_path / name)
         path, topic = topics.write_job(tmp_path / name, broker)
-        jobs[name] = topics.load(path, *DAYS, *SHORT, "--window.budget_share=0.33")
+        jobs[name] = topics.load(path, *DAYS, *SHORT, "--window.budget_share=0.22")
         bad = [{"value": b"{", "timestamp_ms": topics.milliseconds(f"2025-01-0{day}T12:00")} for day in (1, 3)]
         # As a broker would have them: by arrival.
         sent = sorted([*map(topics.message, lines()), *bad], key=lambda message: message["timestamp_ms"])
@@ -67,7 +69,9 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
     """Killed once, told to stop once: each window is released once, in order, with all of its events."""
     path, topic = topics.write_job(tmp_path, broker)
     job = topics.load(path, *DAYS)
-    command = [sys.executable, "-m", "pipelines.cli", "stream", str(path), *DAYS]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pipelines.cli", "stream", str(path), *DAYS, "--metrics", str(port)]
 
     def send(day: int) -> None:
         """A day's events, and one of the next day's end, by which it has closed."""
@@ -82,6 +86,8 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
             end = time.monotonic() + 120
             while len(published(job)) < day and process.poll() is None and time.monotonic() < end:
                 time.sleep(0.2)
+            told = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+            assert f'sottovoce_windows{{state="released"}} {day}.0' in told
             os.kill(process.pid, number)
             expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0, signal.SIGINT: cli.INTERRUPTED}[number]
             assert process.wait(60) == expected
@@ -108,21 +114,26 @@ def test_a_window_gets_what_is_its_own_though_later_ones_were_released_before(tm
     assert given == [(number, {"events/0": number}) for number in (1, 3, 4)]
 
 
-def test_a_window_has_the_items_that_the_catalogue_has_when_it_closes(broker, flink_jars, tmp_path, monkeypatch):
-    """One item comes and one goes while the stream runs; it begins the window anew, once."""
+@pytest.mark.parametrize("changed", ["catalogue", "consent"])
+def test_a_window_has_the_items_and_the_users_that_there_are_when_it_closes(broker, flink_jars, tmp_path, monkeypatch, changed):
+    """Items come and go, or a user opts in again, while the stream runs; it begins the window anew, once."""
     start = dt.datetime.now(dt.UTC).replace(microsecond=0)
     path, topic = topics.write_job(tmp_path, broker, create_time=False)
     items = topics.move_items(path, topic)
     flags = [f"--window.start={start.isoformat()}", "--window.end=2100-01-01", "--window.size=15s", "--window.budget_share=0.1"]
     job = topics.load(path, *flags)
-    topics.send(broker, items, map(topics.item, "ab"))
+    topics.send(broker, items, map(topics.item, "ab" if changed == "catalogue" else "ad"))
+    topics.send(broker, f"{topic}.consent", [{"key": b"u0", "value": OPT_OUT}] * (changed == "consent"))
     begin, begun = source.stream_reader, []
 
     def reader(*given):
         made = begin(*given)
         if not begun:
             now = dt.datetime.now(dt.UTC).isoformat()[:-6]
-            topics.send(broker, items, [topics.item("d"), topics.item("b", None)])
+            if changed == "catalogue":
+                topics.send(broker, items, [topics.item("d"), topics.item("b", None)])
+            else:
+                topics.send(broker, f"{topic}.consent", [{"key": b"u0", "value": None}])
             topics.send(broker, topic, (topics.message(view(f"u{i}", item, "", now)) for i in range(3) for item in "abd"))
         begun.append(dt.datetime.now(dt.UTC))
         return made
