@@ -1,5 +1,6 @@
 """Flink on this machine: real jobs, in batch and streaming, their failures, and what is left after them."""
 
+import logging
 import os
 import pathlib
 import signal
@@ -37,12 +38,12 @@ def wait_for(happened, seconds: float = 60) -> None:
 
 
 def flink_processes(parent: int) -> set[int]:
-    """Those that belong to a process: its tether and, below that, Java."""
+    """Those that belong to a process: its tether and, below that, Java; and those of its steps in Python."""
     found = {parent}
     lines = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
     pairs = [tuple(map(int, line.split())) for line in lines]
     for _ in range(2):
-        found |= {pid for pid, above in pairs if above in found and "sottovoce-flink" in command_of(pid)}
+        found |= {pid for pid, above in pairs if above in found and ("sottovoce-flink" in command_of(pid) or is_worker(pid))}
     return found - {parent}
 
 
@@ -51,6 +52,10 @@ def command_of(pid: int) -> str:
         return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
+
+
+def is_worker(pid: int) -> bool:
+    return "runners.worker" in command_of(pid)
 
 
 def listening(pids: set[int]) -> list[str]:
@@ -127,16 +132,21 @@ def test_the_options_are_those_of_the_runner(flink_jars):
 
 def counted(pair, out: pathlib.Path):
     Metrics.counter("test", "pairs").inc()
+    logging.getLogger("transforms.counted").info("%s is %s", *pair)
     (out / pair[0]).write_text(str(sorted(pair[1])))
 
 
-def test_batch(flink_jars, tmp_path):
+def test_batch(flink_jars, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "transforms")
     with beam.Pipeline(options=flink.options()) as root:
         _ = root | beam.Create([("a", 1), ("b", 2), ("a", 3)]) | beam.GroupByKey() | beam.Map(counted, tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "[1, 3]", "b": "[2]"}
     assert root.result.state == "DONE"
     counters = root.result.metrics().query()["counters"]
     assert [counter.committed for counter in counters if counter.key.metric.name == "pairs"] == [2]
+    # What was logged in another process arrives, if its level is on here.
+    records = [record for record in caplog.records if record.process != os.getpid() and record.levelno < logging.WARNING]
+    assert sorted(record.getMessage() for record in records) == ["a is [1, 3]", "b is [2]"]
     assert flink_processes(os.getpid()) == set()
 
 
@@ -184,7 +194,7 @@ def test_a_stream_goes_on_after_its_process_was_killed(flink_jars, tmp_path):
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     wait_for(lambda: process.poll() is not None or (len(counting.windows(tmp_path)) >= 4 and flink.last_checkpoint(state)))
     started = flink_processes(process.pid)
-    assert len(started) == 2
+    assert len(started) == 3
     process.kill()
     process.wait()
     wait_for(lambda: not any(map(command_of, started)), 5)
@@ -194,7 +204,7 @@ def test_a_stream_goes_on_after_its_process_was_killed(flink_jars, tmp_path):
     result = root.run()
     wait_for(lambda: len(counting.windows(tmp_path)) >= n_windows + 4)
     for pid in flink_processes(os.getpid()):
-        if "tether.py" not in command_of(pid):
+        if not is_worker(pid) and "tether.py" not in command_of(pid):
             os.kill(pid, signal.SIGKILL)
     with pytest.raises(job_server.FlinkError, match="Flink died"):
         result.wait_until_finish()
