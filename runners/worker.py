@@ -47,6 +47,8 @@ def _main(cache_bytes: int) -> None:
     threading.Thread(target=_end_with_input, daemon=True).start()
     with contextlib.suppress(grpc.RpcError):  # Flink has ended
         sdk_worker.SdkHarness(url, worker_id=worker_id, state_cache_size=cache_bytes).run()
+    # Else libraries complain of what they had no time to clear away.
+    os._exit(0)
 
 
 def _end_with_input() -> None:

@@ -28,7 +28,7 @@ from apache_beam.transforms import window
 from apache_beam.utils import timestamp
 
 from data import store
-from transforms import bounding, spill
+from transforms import bounding, spill, workers
 from transforms.ingest import decode, events, formats, kafka_client, topics
 
 log = logging.getLogger(__name__)
@@ -337,38 +337,66 @@ class StreamWindows(beam.PTransform):
         reader: of one.
         windows: that events are in.
         group: by user; its directory is where closed windows are written down too.
+        readers: in how many workers partitions are read.
     """
 
     def __init__(
-        self, partitions: Sequence[Partition], reader: ReadTopicForever, windows: Windows, group: bounding.GroupByUser
+        self,
+        partitions: Sequence[Partition],
+        reader: ReadTopicForever,
+        windows: Windows,
+        group: bounding.GroupByUser,
+        readers: int = 1,
     ):
         super().__init__()
         if group.directory is None:
             raise ValueError("StreamWindows: the group needs a directory: closed windows outlive the stream.")
         self._partitions, self._reader, self._windows, self._group = partitions, reader, windows, group
+        self._readers = readers
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[int]:
         windows = self._windows
+        split = self._group.split()
+        read = [
+            root
+            | f"Read{i}"
+            >> workers.run_in(i, _ReadPartitions(self._partitions[i :: self._readers], self._reader, windows, split))
+            for i in range(self._readers)
+        ]
+        parts, reports = zip(*read, strict=True)
+
+        def numbered(given: Any, of: Any = beam.DoFn.WindowParam) -> tuple[int, Any]:
+            return windows.ending(of.end), given
+
+        users = parts | "Parts" >> beam.Flatten() | "GroupByUser" >> self._group.merge()
+        both: Any = tuple[int, Any]
+        return (
+            (
+                users | "PartsByWindow" >> beam.Map(numbered).with_output_types(both),
+                reports | "Reports" >> beam.Flatten() | "ReportsByWindow" >> beam.Map(numbered).with_output_types(both),
+            )
+            | "Flatten" >> beam.Flatten()
+            | "GroupByWindow" >> beam.GroupByKey()
+            | "CloseWindow" >> beam.ParDo(CloseWindow(str(self._group.directory))).with_output_types(int)
+        )
+
+
+class _ReadPartitions(beam.PTransform):
+    """Reads some of the partitions; out: two PCollections, events by bucket of users and reports."""
+
+    def __init__(self, partitions: Sequence[Partition], reader: ReadTopicForever, windows: Windows, split: beam.PTransform):
+        super().__init__()
+        self._partitions, self._reader, self._windows, self._split = partitions, reader, windows, split
+
+    def expand(self, root: beam.pvalue.PBegin) -> Any:
         read = (
             root
             | "Partitions" >> beam.Create(self._partitions, reshuffle=True)
             | "ReadTopic" >> beam.ParDo(self._reader).with_outputs(_REPORTS, main="events")
         )
-
-        def numbered(given: Any, of: Any = beam.DoFn.WindowParam) -> tuple[int, Any]:
-            return windows.ending(of.end), given
-
-        users = read["events"] | "Windows" >> windows.into() | "GroupByUser" >> self._group
-        reports = read[_REPORTS] | "WindowsOfReports" >> windows.into()
-        both: Any = tuple[int, Any]
         return (
-            (
-                users | "PartsByWindow" >> beam.Map(numbered).with_output_types(both),
-                reports | "ReportsByWindow" >> beam.Map(numbered).with_output_types(both),
-            )
-            | "Flatten" >> beam.Flatten()
-            | "GroupByWindow" >> beam.GroupByKey()
-            | "CloseWindow" >> beam.ParDo(CloseWindow(str(self._group.directory))).with_output_types(int)
+            read["events"] | "Windows" >> self._windows.into() | self._split,
+            read[_REPORTS] | "WindowsOfReports" >> self._windows.into(),
         )
 
 
