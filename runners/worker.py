@@ -1,7 +1,7 @@
 """A process for a Flink job's steps in Python. It ends with the job, and with the process that started it.
 
-usage: python -P -m runners.worker CACHE_BYTES; on standard input comes for whom to work, and when that closes, it ends; log
-records go out on standard output.
+usage: python -P -m runners.worker CACHE_BYTES; on standard input comes a line that says for whom to work, and an empty one
+to end in order; where it ends without, this ends at once. Log records go out on standard output.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def _main(cache_bytes: int) -> None:
     from apache_beam.runners.worker import sdk_worker
 
     _silence_lost_connections()
-    if not (line := sys.stdin.readline()):
+    if not (line := sys.stdin.readline().strip()):
         return
     url, worker_id = json.loads(line)
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -52,9 +52,9 @@ def _main(cache_bytes: int) -> None:
 
 
 def _end_with_input() -> None:
-    """Ends this process some time after its input, which ends when it is told to end and when the one that started it dies."""
-    sys.stdin.read()
-    time.sleep(_TEARDOWN_SECONDS)
+    """Ends this process: soon when it is told to, at once when the one that started it dies."""
+    if sys.stdin.readline():
+        time.sleep(_TEARDOWN_SECONDS)
     os._exit(1)
 
 

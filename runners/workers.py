@@ -59,8 +59,9 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     def StopWorker(  # noqa: N802
         self, request: beam_fn_api_pb2.StopWorkerRequest, context: Any
     ) -> beam_fn_api_pb2.StopWorkerResponse:
-        if worker := self._working.pop(request.worker_id, None):
+        if worker := self._working.get(request.worker_id):
             worker.stop()
+            self._working.pop(request.worker_id, None)
         return beam_fn_api_pb2.StopWorkerResponse()
 
     def are_working(self) -> bool:
@@ -103,8 +104,9 @@ class _Worker:
 
     def close(self) -> None:
         """Tells it to end."""
-        with contextlib.suppress(BrokenPipeError):
-            self._input.close()
+        if not self._input.closed:
+            with contextlib.suppress(BrokenPipeError), self._input:
+                self._input.write(b"\n")
 
     def stop(self) -> None:
         """Ends it, by force if it takes its time."""

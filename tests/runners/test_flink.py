@@ -16,6 +16,7 @@ from apache_beam.portability.api import beam_job_api_pb2
 
 from runners import flink, jars, job_server, tether
 from tests.runners import counting
+from tests.runners.processes import command_of, flink_processes, is_worker, listening
 
 LOCKED = "org.objenesis:objenesis:2.1"
 
@@ -35,40 +36,6 @@ def wait_for(happened, seconds: float = 60) -> None:
     while not happened():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.1)
-
-
-def flink_processes(parent: int) -> set[int]:
-    """Those that belong to a process: its tether and, below that, Java; and those of its steps in Python."""
-    found = {parent}
-    lines = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
-    pairs = [tuple(map(int, line.split())) for line in lines]
-    for _ in range(2):
-        found |= {pid for pid, above in pairs if above in found and ("sottovoce-flink" in command_of(pid) or is_worker(pid))}
-    return found - {parent}
-
-
-def command_of(pid: int) -> str:
-    try:
-        return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
-
-
-def is_worker(pid: int) -> bool:
-    return "runners.worker" in command_of(pid)
-
-
-def listening(pids: set[int]) -> list[str]:
-    """The addresses, as /proc/net has them, that processes listen on."""
-    inodes = set()
-    for pid in pids:
-        for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                inodes.add(str(file.readlink()))
-            except OSError:  # closed since
-                continue
-    rows = [line.split() for name in ("tcp", "tcp6") for line in pathlib.Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
 
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -197,7 +164,7 @@ def test_a_stream_goes_on_after_its_process_was_killed(flink_jars, tmp_path):
     assert len(started) == 3
     process.kill()
     process.wait()
-    wait_for(lambda: not any(map(command_of, started)), 5)
+    wait_for(lambda: not any(map(command_of, started)), 2)
     killed, n_windows = time.time(), len(counting.windows(tmp_path))
     root = beam.Pipeline(options=flink.options(streaming=True, checkpoint_seconds=1, directory=state))
     counting.build(root, tmp_path)
