@@ -128,9 +128,10 @@ def test_a_step_that_always_fails_ends_the_job(flink_jars):
     assert flink_processes(os.getpid()) == set()
 
 
-def test_a_stream_survives_a_failure_and_ends_when_cancelled(flink_jars, tmp_path):
+@pytest.mark.parametrize("number", [None, signal.SIGKILL], ids=["of a step", "of a process"])
+def test_a_stream_survives_a_failure_and_ends_when_cancelled(flink_jars, tmp_path, number):
     root = beam.Pipeline(options=flink.options(streaming=True, checkpoint_seconds=1, directory=tmp_path / "state"))
-    counting.build(root, tmp_path, fail_at=75)
+    counting.build(root, tmp_path, fail_at=75, signal=number)
     result = root.run()
     wait_for(lambda: len(counting.windows(tmp_path)) >= 14)
     addresses = set(listening({os.getpid(), *flink_processes(os.getpid())}))
