@@ -394,12 +394,13 @@ class PublishSection(_Section):
 
 
 class RunnerSection(_Section):
-    """[runner]: the engine, into how many parts users are spread, where these wait, and the memory that the job may use."""
+    """[runner]: the engine, its processes, into how many parts users are spread, where these wait, and the job's memory."""
 
     kind: Literal["direct"] = "direct"
     buckets: Annotated[Positive, Field(le=bounding.MAX_BUCKETS)] | None = None
     spill: bool = True
     memory_gb: float | None = Field(None, gt=0)
+    workers: Positive | None = None
 
 
 class AlertsSection(_Section):

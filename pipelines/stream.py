@@ -8,6 +8,7 @@ stands in the ledger, and nothing else is remembered.
 import contextlib
 import datetime as dt
 import logging
+import os
 import shutil
 import signal
 import time
@@ -104,7 +105,7 @@ def _closed(
     buckets = book.SHARDS if has_book else job.runner.buckets or _BUCKETS
     group = bounding.GroupByUser(buckets, job.source.event_types, str(run_directory))
     reader = source.stream_reader(job, ended, str(run_directory))
-    _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, reader, group)
+    _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, reader, group, _readers(job, partitions))
     log.info("streaming %s from offsets %s on", job.source.topic, {part.partition: part.start for part in partitions})
     try:
         result = pipeline.run()
@@ -136,6 +137,11 @@ def _closed(
     finally:
         result.cancel()
         shutil.rmtree(run_directory, ignore_errors=True)
+
+
+def _readers(job: config.Job, partitions: Sequence[stream.Partition]) -> int:
+    """In how many processes partitions are read: as many as the machine can run at once, if nothing else is said."""
+    return max(1, min(job.runner.workers or os.cpu_count() or 1, len(partitions)))
 
 
 def _released(job: config.Job, place: int, number: int, closed: stream.Closed, told: list[int]) -> bool:

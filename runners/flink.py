@@ -1,6 +1,6 @@
 """Flink on this machine, from pip alone: the engine for streams, and for batch too.
 
-A job has a Flink of its own, a Java process that starts and ends with it; the steps in Python run in this process. Beam's
+A job has a Flink of its own, a Java process that starts and ends with it, and processes for its steps in Python. Beam's
 own `--flink_master=[local]` has faults that are mended here: a job that was cancelled went on, its Java stayed until we
 ended, and its servers let anyone on the network run commands here (see docs/flink.md).
 """
@@ -8,25 +8,20 @@ ended, and its servers let anyone on the network run commands here (see docs/fli
 import argparse
 import atexit
 import contextlib
-import functools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import grpc
 from apache_beam.options import pipeline_options
-from apache_beam.portability import python_urns
-from apache_beam.portability.api import beam_fn_api_pb2_grpc, beam_runner_api_pb2
+from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners import runner
 from apache_beam.runners.portability import flink_runner, portable_runner
-from apache_beam.runners.worker import sdk_worker_main, worker_pool_main
-from apache_beam.transforms import environments
-from apache_beam.utils import thread_pool_executor
 
-from runners import beam_flags
+from runners import beam_flags, workers
 from runners.job_server import FlinkError, JobServer
 
 _RUNNER = f"{__name__}.Runner"
@@ -55,8 +50,6 @@ _RESTARTS = {
 }
 
 _PATIENCE_SECONDS = 5
-_THREADS = ("read_grpc_client_inputs", "read_state", "run_worker_", "wait_until_finish_read")
-"""Those of Beam's that die of a connection that ends."""
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +77,7 @@ def options(
 
     Args:
         flags: Beam's and Flink's; `--runner=FlinkRunner` is what it is anyway.
-        parallelism: how many subtasks a step has. In Python they share one interpreter.
+        parallelism: how many subtasks a step has, and in how many processes they run in Python.
         streaming: whether there are sources without an end.
         checkpoint_seconds: between checkpoints. After a failure, a streaming job goes on from the last one.
         directory: where a streaming job keeps its checkpoints and its log, one directory a job. A job whose directory has a
@@ -99,6 +92,7 @@ def options(
         "--flink_version=1.19",
         "--environment_type=LOOPBACK",
         f"--parallelism={parallelism}",
+        f"--sdk_worker_parallelism={parallelism}",
     ]
     if streaming:
         defaults += [
@@ -127,7 +121,6 @@ class Runner(flink_runner.FlinkRunner):
     ) -> runner.PipelineResult:
         if options.view_as(pipeline_options.PortableOptions).job_endpoint:
             return super().run_portable_pipeline(pipeline, options)
-        _silence_lost_connections()
         # Else Java looks for a class of this name.
         options.view_as(pipeline_options.StandardOptions).runner = None
         flink = options.view_as(FlinkOptions)
@@ -144,58 +137,18 @@ class Runner(flink_runner.FlinkRunner):
                 is_stream = options.view_as(pipeline_options.StandardOptions).streaming
                 settings = _settings(server.flink_port, directory, is_stream)
                 (server.directory / "flink-conf.yaml").write_text(settings, encoding="utf-8")
+            python = stack.enter_context(workers.Workers(options))
+            python.take(pipeline)
             stub = server.start()
-            workers = stack.enter_context(_Workers(options))
-            workers.take(pipeline)
             job = self.create_job_service_handle(stub, options)
             job_id, messages, states = job.submit(self._optimize_pipeline(pipeline, options))
-            return Result(stub, job_id, messages, states, server, workers, stack.pop_all())
+            return Result(stub, job_id, _until_lost(messages), states, server, python, stack.pop_all())
 
 
-class _Workers(worker_pool_main.BeamFnExternalWorkerPoolServicer):
-    """The Python side of a job, in threads of this process. Beam's own listens on every interface, this one on loopback."""
-
-    def __init__(self, options: pipeline_options.PipelineOptions):
-        super().__init__(state_cache_size=sdk_worker_main._get_state_cache_size_bytes(options))
-        self._server = grpc.server(thread_pool_executor.shared_unbounded_instance())
-        self._address = f"localhost:{self._server.add_insecure_port('localhost:0')}"
-        beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(self, self._server)
-
-    def take(self, pipeline: beam_runner_api_pb2.Pipeline) -> None:
-        """Makes this the environment of those steps whose environment is LOOPBACK."""
-        external = environments.ExternalEnvironment(self._address).to_runner_api(None)
-        for environment in pipeline.components.environments.values():
-            if environment.urn == python_urns.EMBEDDED_PYTHON_LOOPBACK:
-                environment.urn, environment.payload = external.urn, external.payload
-
-    def __enter__(self) -> Self:
-        self._server.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop(None)
-
-    def wait(self, server: JobServer) -> None:
-        """Waits until Flink has let go of them, some seconds at most."""
-        end = time.monotonic() + _PATIENCE_SECONDS
-        while self._worker_threads and server.is_running() and time.monotonic() < end:
-            time.sleep(0.05)
-
-
-@functools.cache
-def _silence_lost_connections() -> None:
-    """Keeps to itself what Beam's threads say when Flink, at a job's end, leaves them. If it dies, `Result` says so."""
-    logging.getLogger("apache_beam.runners.worker.data_plane").addFilter(
-        lambda record: "Failed to read inputs" not in record.getMessage()
-    )
-    others = threading.excepthook
-
-    def hook(died: threading.ExceptHookArgs) -> None:
-        is_expected = died.thread is not None and died.thread.name.startswith(_THREADS)
-        if not (is_expected and issubclass(died.exc_type, grpc.RpcError)):
-            others(died)
-
-    threading.excepthook = hook
+def _until_lost(messages: Iterator[Any]) -> Iterator[Any]:
+    """Flink's messages until it dies, of which `Result` tells."""
+    with contextlib.suppress(grpc.RpcError):
+        yield from messages
 
 
 class Result(portable_runner.PipelineResult):
@@ -208,11 +161,11 @@ class Result(portable_runner.PipelineResult):
         messages: Any,
         states: Any,
         server: JobServer,
-        workers: _Workers,
+        python: workers.Workers,
         parts: contextlib.ExitStack,
     ):
         super().__init__(stub, job_id, messages, states, [self._end])
-        self._server, self._workers, self._parts = server, workers, parts
+        self._server, self._workers, self._parts = server, python, parts
         self._log_tail = ""
         self._is_cancelled = self._is_over = False
         # Reentrant: a signal's handler may cancel what is ending.
@@ -261,10 +214,16 @@ class Result(portable_runner.PipelineResult):
                 self.metrics()  # for later: they are Flink's
             self._is_over = True
             self._server.cancel_jobs()
-            self._workers.wait(self._server)
+            self._wait_for_workers()
             self._log_tail = self._server.log_tail()
             self._parts.close()
             atexit.unregister(self._end)
+
+    def _wait_for_workers(self) -> None:
+        """Waits until Flink has let go of them, some seconds at most."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while self._workers.are_working() and self._server.is_running() and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 def _settings(port: int, directory: Path | None, is_stream: bool) -> str:

@@ -326,17 +326,23 @@ class GroupByUser(beam.PTransform):
         self.buckets, self.event_types, self.directory = buckets, event_types, directory
 
     def expand(self, batches: beam.PCollection[pa.Table]) -> beam.PCollection[pa.Table | spill.Part]:
+        return batches | "Split" >> self.split() | "Merge" >> self.merge()
+
+    def split(self) -> beam.PTransform:
+        """The first half of it: out come rows, or where they lie, by bucket."""
         split: Callable[[pa.Table, int], Iterable[tuple[int, Any]]] = split_by_bucket
-        part: type[Any] = pa.Table
         if self.directory is not None:
-            split, part = functools.partial(spill_by_bucket, directory=self.directory), spill.Part
-        pair: Any = tuple[int, part]  # type: ignore[valid-type]
-        return (
-            batches
-            | "SplitByBucket" >> beam.ParDo(threads.FlatMapOnThreads(split), self.buckets).with_output_types(pair)
-            | "GroupByBucket" >> beam.GroupByKey()
-            | "DropRepeatsAndMerge"
-            >> beam.ParDo(
-                threads.FlatMapOnThreads(functools.partial(merge_bucket, directory=self.directory)), self.event_types
-            ).with_output_types(part)
-        )
+            split = functools.partial(spill_by_bucket, directory=self.directory)
+        pair: Any = tuple[int, self._part]  # type: ignore[name-defined]
+        return "SplitByBucket" >> beam.ParDo(threads.FlatMapOnThreads(split), self.buckets).with_output_types(pair)
+
+    def merge(self) -> beam.PTransform:
+        """The second half."""
+        merge = functools.partial(merge_bucket, directory=self.directory)
+        return "GroupByBucket" >> beam.GroupByKey() | "DropRepeatsAndMerge" >> beam.ParDo(
+            threads.FlatMapOnThreads(merge), self.event_types
+        ).with_output_types(self._part)
+
+    @property
+    def _part(self) -> type[Any]:
+        return pa.Table if self.directory is None else spill.Part

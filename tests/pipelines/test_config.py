@@ -107,7 +107,7 @@ def test_a_least_job_file_gets_the_defaults(path):
         "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar", "noise": "chacha"},
         "model": {"retrain": None, "rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
         "publish": {"keep_versions": 5},
-        "runner": {"kind": "direct", "buckets": None, "spill": True, "memory_gb": None},
+        "runner": {"kind": "direct", "buckets": None, "spill": True, "memory_gb": None, "workers": None},
         "alerts": {
             "max_lag": None,
             "max_delay_seconds": None,

@@ -1,5 +1,6 @@
 """Streams on a real Flink from a real broker: the same figures as scheduled runs, each window once."""
 
+import contextlib
 import dataclasses
 import datetime as dt
 import os
@@ -17,6 +18,7 @@ from pipelines import cli, config, release, source, status, stream
 from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published, view, write_job
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, short_figures, until, without_noise
+from tests.runners.processes import connections, flink_processes, is_worker
 from transforms.ingest import stream as ingest
 
 __all__ = ["without_noise"]
@@ -94,6 +96,21 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
     assert [charge["window_start"][8:10] for charge in charges(job)] == ["01", "02", "03"]
     # Bounded users, each with one event.
     assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20), (30, 30)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stream_that_begins_again_leaves_nothing_behind(broker, flink_jars, tmp_path, workers):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS, f"--runner.workers={workers}")
+    topics.send(broker, topic, [{**topics.message(LATER), "partition": partition} for partition in range(3)])
+    for _ in range(2):
+        with contextlib.closing(stream._closed(job, (0, 0), tmp_path, [], [])) as flow:
+            next(flow)
+            reading = {pid: connections(pid, broker.port) for pid in flink_processes(os.getpid()) if is_worker(pid)}
+            assert len(reading) == workers
+            assert all(reading.values())
+        assert flink_processes(os.getpid()) == set()
+        assert connections(os.getpid(), broker.port) == 0
 
 
 def test_a_window_gets_what_is_its_own_though_later_ones_were_released_before(tmp_path, monkeypatch):

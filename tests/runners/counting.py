@@ -72,14 +72,16 @@ class Count(beam.DoFn, beam.RestrictionProvider):
 
 
 class FailOnce(beam.DoFn):
-    """Raises for one number, the first time."""
+    """Raises for one number, the first time, or ends its process."""
 
-    def __init__(self, out: str, number: int):
-        self._failed, self._number = Path(out) / "failed", number
+    def __init__(self, out: str, number: int, signal: int | None):
+        self._failed, self._number, self._signal = Path(out) / "failed", number, signal
 
     def process(self, element):
         if element[1] == self._number and not self._failed.exists():
             self._failed.touch()
+            if self._signal is not None:
+                os.kill(os.getpid(), self._signal)
             raise ValueError("this once")
         yield element
 
@@ -104,12 +106,12 @@ class Write(beam.DoFn):
             file.write(f"{index} {time.time()}\n")
 
 
-def build(root: beam.Pipeline, out: Path, fail_at: int = -1) -> None:
+def build(root: beam.Pipeline, out: Path, fail_at: int = -1, signal: int | None = None) -> None:
     windowed = (
         root
         | "Start" >> beam.Create([str(out)])
         | "Count" >> beam.ParDo(Count()).with_output_types(tuple[str, int])
-        | "FailOnce" >> beam.ParDo(FailOnce(str(out), fail_at)).with_output_types(tuple[str, int])
+        | "FailOnce" >> beam.ParDo(FailOnce(str(out), fail_at, signal)).with_output_types(tuple[str, int])
         | "Windows" >> beam.WindowInto(window.FixedWindows(WINDOW))
     )
     size = windowed | "Ones" >> beam.Map(lambda _: 1) | "Size" >> beam.CombineGlobally(sum).without_defaults()

@@ -1,5 +1,6 @@
 """Flink on this machine: real jobs, in batch and streaming, their failures, and what is left after them."""
 
+import logging
 import os
 import pathlib
 import signal
@@ -15,6 +16,7 @@ from apache_beam.portability.api import beam_job_api_pb2
 
 from runners import flink, jars, job_server, tether
 from tests.runners import counting
+from tests.runners.processes import command_of, flink_processes, is_worker, listening
 
 LOCKED = "org.objenesis:objenesis:2.1"
 
@@ -34,36 +36,6 @@ def wait_for(happened, seconds: float = 60) -> None:
     while not happened():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.1)
-
-
-def flink_processes(parent: int) -> set[int]:
-    """Those that belong to a process: its tether and, below that, Java."""
-    found = {parent}
-    lines = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
-    pairs = [tuple(map(int, line.split())) for line in lines]
-    for _ in range(2):
-        found |= {pid for pid, above in pairs if above in found and "sottovoce-flink" in command_of(pid)}
-    return found - {parent}
-
-
-def command_of(pid: int) -> str:
-    try:
-        return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
-
-
-def listening(pids: set[int]) -> list[str]:
-    """The addresses, as /proc/net has them, that processes listen on."""
-    inodes = set()
-    for pid in pids:
-        for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                inodes.add(str(file.readlink()))
-            except OSError:  # closed since
-                continue
-    rows = [line.split() for name in ("tcp", "tcp6") for line in pathlib.Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
 
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -127,16 +99,21 @@ def test_the_options_are_those_of_the_runner(flink_jars):
 
 def counted(pair, out: pathlib.Path):
     Metrics.counter("test", "pairs").inc()
+    logging.getLogger("transforms.counted").info("%s is %s", *pair)
     (out / pair[0]).write_text(str(sorted(pair[1])))
 
 
-def test_batch(flink_jars, tmp_path):
+def test_batch(flink_jars, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "transforms")
     with beam.Pipeline(options=flink.options()) as root:
         _ = root | beam.Create([("a", 1), ("b", 2), ("a", 3)]) | beam.GroupByKey() | beam.Map(counted, tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "[1, 3]", "b": "[2]"}
     assert root.result.state == "DONE"
     counters = root.result.metrics().query()["counters"]
     assert [counter.committed for counter in counters if counter.key.metric.name == "pairs"] == [2]
+    # What was logged in another process arrives, if its level is on here.
+    records = [record for record in caplog.records if record.process != os.getpid() and record.levelno < logging.WARNING]
+    assert sorted(record.getMessage() for record in records) == ["a is [1, 3]", "b is [2]"]
     assert flink_processes(os.getpid()) == set()
 
 
@@ -151,9 +128,10 @@ def test_a_step_that_always_fails_ends_the_job(flink_jars):
     assert flink_processes(os.getpid()) == set()
 
 
-def test_a_stream_survives_a_failure_and_ends_when_cancelled(flink_jars, tmp_path):
+@pytest.mark.parametrize("number", [None, signal.SIGKILL], ids=["of a step", "of a process"])
+def test_a_stream_survives_a_failure_and_ends_when_cancelled(flink_jars, tmp_path, number):
     root = beam.Pipeline(options=flink.options(streaming=True, checkpoint_seconds=1, directory=tmp_path / "state"))
-    counting.build(root, tmp_path, fail_at=75)
+    counting.build(root, tmp_path, fail_at=75, signal=number)
     result = root.run()
     wait_for(lambda: len(counting.windows(tmp_path)) >= 14)
     addresses = set(listening({os.getpid(), *flink_processes(os.getpid())}))
@@ -184,17 +162,17 @@ def test_a_stream_goes_on_after_its_process_was_killed(flink_jars, tmp_path):
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     wait_for(lambda: process.poll() is not None or (len(counting.windows(tmp_path)) >= 4 and flink.last_checkpoint(state)))
     started = flink_processes(process.pid)
-    assert len(started) == 2
+    assert len(started) == 3
     process.kill()
     process.wait()
-    wait_for(lambda: not any(map(command_of, started)), 5)
+    wait_for(lambda: not any(map(command_of, started)), 2)
     killed, n_windows = time.time(), len(counting.windows(tmp_path))
     root = beam.Pipeline(options=flink.options(streaming=True, checkpoint_seconds=1, directory=state))
     counting.build(root, tmp_path)
     result = root.run()
     wait_for(lambda: len(counting.windows(tmp_path)) >= n_windows + 4)
     for pid in flink_processes(os.getpid()):
-        if "tether.py" not in command_of(pid):
+        if not is_worker(pid) and "tether.py" not in command_of(pid):
             os.kill(pid, signal.SIGKILL)
     with pytest.raises(job_server.FlinkError, match="Flink died"):
         result.wait_until_finish()

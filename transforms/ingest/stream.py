@@ -29,7 +29,7 @@ from apache_beam.transforms import window
 from apache_beam.utils import timestamp
 
 from data import store
-from transforms import bounding, spill
+from transforms import bounding, spill, workers
 from transforms.ingest import decode, events, formats, kafka_client, topics
 
 log = logging.getLogger(__name__)
@@ -361,42 +361,78 @@ class StreamWindows(beam.PTransform):
         partitions: of the topic.
         reader: of one.
         group: by user; its directory is where closed windows are written down too.
+        readers: in how many workers partitions are read.
     """
 
-    def __init__(self, partitions: Sequence[Partition], reader: ReadTopicForever, group: bounding.GroupByUser):
+    def __init__(
+        self, partitions: Sequence[Partition], reader: ReadTopicForever, group: bounding.GroupByUser, readers: int = 1
+    ):
         super().__init__()
         if group.directory is None:
             raise ValueError("StreamWindows: the group needs a directory: closed windows outlive the stream.")
-        self._partitions, self._reader, self._group = partitions, reader, group
+        self._partitions, self._reader, self._group, self._readers = partitions, reader, group, readers
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[int]:
-        lengths = range(len(self._reader.clock.windows))
-        tags = [tag(length) for length in lengths for tag in (_events, _reports)]
+        read = [
+            root
+            | f"Read{i}"
+            >> workers.run_in(i, _ReadPartitions(self._partitions[i :: self._readers], self._reader, self._group.split()))
+            for i in range(self._readers)
+        ]
+        closed = (
+            tuple(each[length] for each in read) | f"CloseWindows{length}" >> _CloseWindows(length, windows, self._group)
+            for length, windows in enumerate(self._reader.clock.windows)
+        )
+        return tuple(closed) | "Flatten" >> beam.Flatten()
+
+
+class _ReadPartitions(beam.PTransform):
+    """Reads some of the partitions. Out: for each length of windows two PCollections, events by bucket of users and reports."""
+
+    def __init__(self, partitions: Sequence[Partition], reader: ReadTopicForever, split: beam.PTransform):
+        super().__init__()
+        self._partitions, self._reader, self._split = partitions, reader, split
+
+    def expand(self, root: beam.pvalue.PBegin) -> Any:
+        windows = self._reader.clock.windows
+        tags = [tag(length) for length in range(len(windows)) for tag in (_events, _reports)]
         read = (
             root
             | "Partitions" >> beam.Create(self._partitions, reshuffle=True)
             | "ReadTopic" >> beam.ParDo(self._reader).with_outputs(*tags)
         )
-        return tuple(self._closed(read, length) for length in lengths) | "FlattenLengths" >> beam.Flatten()
+        return [
+            (
+                read[_events(length)] | f"Windows{length}" >> each.into() | f"Split{length}" >> self._split,
+                read[_reports(length)] | f"WindowsOfReports{length}" >> each.into(),
+            )
+            for length, each in enumerate(windows)
+        ]
 
-    def _closed(self, read: Any, length: int) -> beam.PCollection[int]:
-        """The windows of one length."""
-        windows, directory = self._reader.clock.windows[length], str(self._group.directory)
+
+class _CloseWindows(beam.PTransform):
+    """Groups what is read by user and by window. In: pairs as _ReadPartitions has them; out: the numbers of closed windows."""
+
+    def __init__(self, length: int, windows: Windows, group: bounding.GroupByUser):
+        super().__init__()
+        self._length, self._windows, self._group = length, windows, group
+
+    def expand(self, read: Sequence[Any]) -> beam.PCollection[int]:
+        windows, (parts, reports) = self._windows, zip(*read, strict=True)
 
         def numbered(given: Any, of: Any = beam.DoFn.WindowParam) -> tuple[int, Any]:
             return windows.ending(of.end), given
 
-        users = read[_events(length)] | f"Windows{length}" >> windows.into() | f"GroupByUser{length}" >> self._group
-        reports = read[_reports(length)] | f"WindowsOfReports{length}" >> windows.into()
+        users = parts | "Parts" >> beam.Flatten() | "GroupByUser" >> self._group.merge()
         both: Any = tuple[int, Any]
         return (
             (
-                users | f"PartsByWindow{length}" >> beam.Map(numbered).with_output_types(both),
-                reports | f"ReportsByWindow{length}" >> beam.Map(numbered).with_output_types(both),
+                users | "PartsByWindow" >> beam.Map(numbered).with_output_types(both),
+                reports | "Reports" >> beam.Flatten() | "ReportsByWindow" >> beam.Map(numbered).with_output_types(both),
             )
-            | f"Flatten{length}" >> beam.Flatten()
-            | f"GroupByWindow{length}" >> beam.GroupByKey()
-            | f"CloseWindow{length}" >> beam.ParDo(CloseWindow(directory, length)).with_output_types(int)
+            | "Flatten" >> beam.Flatten()
+            | "GroupByWindow" >> beam.GroupByKey()
+            | "CloseWindow" >> beam.ParDo(CloseWindow(str(self._group.directory), self._length)).with_output_types(int)
         )
 
 
