@@ -15,7 +15,7 @@ from tests.audit import trial
 from tests.pipelines import crashes, topics
 from tests.pipelines.example import view, write_job
 
-MOMENTS, STREAM_MOMENTS = 50, 10
+MOMENTS, STREAM_MOMENTS = 50, int(os.environ.get("DRILL_STREAM_MOMENTS", 10))
 KILLS = int(os.environ.get("DRILL_KILLS", 5))
 """At each step, before it and after it."""
 DAYS = {"a": "123", "b": "13", "c": "23", "d": "123"}

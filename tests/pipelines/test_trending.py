@@ -7,7 +7,7 @@ import pytest
 
 from data import database, errors, ledger, store, tables
 from pipelines import cli, config, contract, release
-from tests.pipelines.example import charges, load, published, view, write_job
+from tests.pipelines.example import charges, crashing, load, published, view, write_job
 
 HOURS = [f"2025-01-0{day}T{hour:02}:30" for day in (1, 2) for hour in range(24)]
 EVENTS = [
@@ -94,6 +94,17 @@ def test_each_kind_of_window_has_a_contribution_book_of_its_own(tmp_path):
     assert [window for window, items in found.items() if "b" in items] == [("01-02T12", "01-02T18"), ("01-02T00", "01-03T00")]
     [spent] = contract.open_ledger(job).spent("test")
     assert spent.cost <= contract.open_ledger(job).known("test").capacity
+
+
+@pytest.mark.parametrize("step", ["finish", "show"])
+def test_a_short_window_that_a_crash_left_is_finished_by_the_next_run_at_no_cost(tmp_path, step):
+    job = load(write_job(tmp_path, EVENTS), *FLAGS)
+    with crashing(step):
+        list(release.run_until(job, until(1, 6)))
+    assert len(charges(job)) == 1
+    list(release.run_until(job, until(1, 12)))
+    assert len(charges(job)) == len(published(job)) == 2
+    assert counts(job) == dict(sorted(expected(6, 5).items())[:2])
 
 
 def test_without_a_catalogue_short_windows_count_what_the_job_released_before(tmp_path):
