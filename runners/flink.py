@@ -91,6 +91,8 @@ def options(
         "--flink_master=[local]",
         "--flink_version=1.19",
         "--environment_type=LOOPBACK",
+        # Else each job asks pip for a list of packages, and leaves it in a directory that nobody clears away.
+        "--experiments=disable_logging_submission_environment",
         f"--parallelism={parallelism}",
         f"--sdk_worker_parallelism={parallelism}",
     ]
