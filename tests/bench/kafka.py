@@ -40,7 +40,7 @@ except ImportError:
 
 PARTITIONS, N_WINDOWS = 2, 4
 SPAWN = multiprocessing.get_context("spawn")
-FLAGS = [*trial.flags(N_WINDOWS), f"--window.slack_seconds={trial.SLACK_SECONDS}", f"--kafka.partitions={PARTITIONS}"]
+FLAGS = [*trial.flags(N_WINDOWS), f"--kafka.partitions={PARTITIONS}"]
 
 
 def scheduled(job: config.Job, processes: int) -> None:
