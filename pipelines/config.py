@@ -362,6 +362,7 @@ class KafkaSection(_Section):
     group: str | None = Field(None, min_length=1)
     consent: str | None = Field(None, min_length=1, max_length=249)
     dead_letters: str | None = Field(None, min_length=1, max_length=249)
+    late: str | None = Field(None, min_length=1, max_length=249)
     recommendations: str | None = Field(None, min_length=1, max_length=249)
     partitions: Positive = 3
     retention: Duration = "14d"

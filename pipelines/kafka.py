@@ -123,6 +123,7 @@ def topics(job: config.Job, kafka: config.KafkaSection) -> Iterator[Topic]:
     for name, role, partitions, settings in (
         (job.source.topic, "events", kafka.partitions, {**times, **kept}),
         (kafka.dead_letters, "dead letters", 1, kept),
+        (kafka.late, "late messages", 1, kept),
         (kafka.consent, "consent", 1, {**times, **compacted}),
         (None if job.catalogue is None else job.catalogue.topic, "catalogue", 1, {**times, **compacted}),
         (kafka.recommendations, "recommendations", 1, compacted),

@@ -25,7 +25,7 @@ from data import book, errors, ledger, store, tables
 from pipelines import config, contract, plan, source
 from runners import direct
 from transforms import bounding
-from transforms.ingest import sources
+from transforms.ingest import decode, sources
 from transforms.privacy import budget
 from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection, tally
 
@@ -139,9 +139,9 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
         part, window = parts[place], parts[place].window
         if place in refused:
             continue
-        seen_until = window.bounds(number - 1)[1] + window.slack if number else None
+        before = decode.Earlier(window.start, window.bounds(number - 1)[1] + window.slack) if number else None
         try:
-            path = run_window(part, number, functools.partial(source.find, seen_until=seen_until), beam_flags)
+            path = run_window(part, number, functools.partial(source.find, earlier=before), beam_flags)
         except (ledger.BudgetRefusedError, errors.RefusedError) as error:
             refused[place] = error
         else:

@@ -117,42 +117,45 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text(encoding="utf-8").splitlines()
 
 
-def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, seen_until: dt.datetime | None = None) -> Source:
+def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, earlier: decode.Earlier | None = None) -> Source:
     """Finds the events of the job's window.
 
     Args:
         now: the job's clock.
         catalogue_ids: the only items there are; None: any.
-        seen_until: to what arrived by then the source was read for the job's window before; None: there is none.
+        earlier: the job's windows before; None: there are none.
 
     Raises:
         sources.SourceError, kafka_client.KafkaError, pseudonym.PseudonymKeyError, config.JobFileError: bad input.
     """
-    rules = event_rules(job, now, seen_until)
+    rules = event_rules(job, now, earlier)
     decoding = events.Decoding(
         rules,
         pseudonym.read_key(job.privacy.key_file),
         opt_outs(job),
         catalogue_ids,
         _fields(job),
+        _keeps_late(job),
     )
     if job.source.kind == "kafka":
-        return _topic(job, decoding, now, seen_until)
+        return _topic(job, decoding, now)
     fragments = sources.find_fragments(job.source.kind, job.source.paths, rules.source_columns)
     # Of one window of many, the files say nothing.
     digests = sources.digests(fragments) if job.window.size == "all" else {}
     return Source(fragments, events.ReadAndDecode(decoding), sum(fragment.rows for fragment in fragments), digests)
 
 
-def _topic(job: config.Job, decoding: events.Decoding, now: dt.datetime, seen_until: dt.datetime | None) -> Source:
+def _topic(job: config.Job, decoding: events.Decoding, now: dt.datetime) -> Source:
     kafka, topic, rules = *_of_topic(job), decoding.rules
+    until = rules.window_end + job.window.slack
+    seen_until = None if rules.earlier is None else rules.earlier.seen_until
     parts = topics.ranges(
         kafka.connection,
         topic,
         since=rules.window_start - dt.timedelta(seconds=rules.max_skew_seconds),
-        until=min(rules.window_end + job.window.slack, now),
+        until=min(until, now),
         # The letters are those of the job's own windows.
-        new_since=rules.window_end + job.window.slack if job.is_trending else seen_until,
+        new_since=until if job.is_trending else seen_until,
         allow_create_time=kafka.allow_create_time,
     )
     reader = topics.ReadAndDecodeTopic(kafka.connection, _format(job, rules), decoding, kafka.allow_create_time)
@@ -202,6 +205,7 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
         opt_outs(job),
         None if public is None else public.table["item_id"].combine_chunks(),
         [*_fields(job), "event_time", "arrival_time"],
+        _keeps_late(job),
     )
     seen_until = [each.bounds(number - 1)[1] + each.slack if (number := each.count(ended)) else None for each in windows]
     return stream.ReadTopicForever(
@@ -226,6 +230,11 @@ def _format(job: config.Job, rules: decode.EventRules) -> formats.Format:
     columns = [name for name in rules.source_columns if name not in (topics.ARRIVAL, topics.KEY)]
     section = job.source
     return formats.of(section.format, columns, section.schema_file, section.schemas or None, section.message)
+
+
+def _keeps_late(job: config.Job) -> bool:
+    """Whether late messages are kept, to be sent to their topic."""
+    return job.kafka is not None and job.kafka.late is not None and not job.is_trending
 
 
 def _fields(job: config.Job) -> list[str]:
@@ -279,17 +288,17 @@ def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
         for path, offsets in record["source"].items():
             topic, _, partition = path.rpartition("/")
             stops.setdefault(topic, {})[int(partition)] = int(offsets.partition("-")[2])
-        with (kept.operator("dead_letters") / f"{release['attempt']}.jsonl").open(encoding="utf-8") as letters:
-            group = job.kafka.group or f"sottovoce-{job.job.name}"
-            sent = dead_letters.send(
-                job.kafka.connection, job.kafka.dead_letters, group, stops, release["reserved_at"], letters
-            )
+        group = job.kafka.group or f"sottovoce-{job.job.name}"
+        letters = kept.operator("dead_letters") / f"{release['attempt']}.jsonl"
+        sent = dead_letters.send(
+            job.kafka.connection, job.kafka.dead_letters, job.kafka.late, group, stops, release["reserved_at"], letters
+        )
         kept.add_to_run_record(release["attempt"], {"is_delivered": True})
         if sent:
-            log.info("sent %d dead letters to %s", sent, job.kafka.dead_letters)
+            log.info("sent %d dead or late messages to their topics", sent)
 
 
-def event_rules(job: config.Job, now: dt.datetime, seen_until: dt.datetime | None = None) -> decode.EventRules:
+def event_rules(job: config.Job, now: dt.datetime, earlier: decode.Earlier | None = None) -> decode.EventRules:
     """The job file's [source] and [window] as rules for one row."""
     source, is_topic = job.source, job.source.kind == "kafka"
     return decode.EventRules(
@@ -305,7 +314,7 @@ def event_rules(job: config.Job, now: dt.datetime, seen_until: dt.datetime | Non
         max_skew_seconds=source.max_skew_seconds,
         slack_seconds=job.window.slack_seconds,
         # Files are read whole for each window, and each counts its own late events.
-        seen_until=seen_until if is_topic else None,
+        earlier=earlier if is_topic else None,
     )
 
 

@@ -61,7 +61,7 @@ def flags(kind: str, directory: pathlib.Path) -> list[str]:
     found = [*KINDS[kind][0], f"--job.store={directory / 'store'}", f"--privacy.ledger=sqlite:///{directory / 'ledger.sqlite'}"]
     if kind == "topic":
         name = uuid.uuid4().hex
-        found += [f"--kafka.group={name}", f"--kafka.dead_letters={name}.dead"]
+        found += [f"--kafka.group={name}", f"--kafka.dead_letters={name}.dead", f"--kafka.late={name}.late"]
     return found
 
 

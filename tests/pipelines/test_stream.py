@@ -59,6 +59,9 @@ def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path
     letters = [sorted(letter.value for letter in topics.read(broker, f"{job.source.topic}.dead")) for job in jobs.values()]
     assert letters[0] == letters[1]
     assert letters[1].count(b"{") == 2
+    late_messages = [sorted(late.value for late in topics.read(broker, f"{job.source.topic}.late")) for job in jobs.values()]
+    assert late_messages[0] == late_messages[1]
+    assert len(late_messages[1]) > 100
     late = {name: [found.get("late", 0) for found in outcomes(job)] for name, job in jobs.items()}
     assert late["streamed"] == late["scheduled"]
     assert len(late["streamed"]) == 3 + len(short[0])

@@ -138,6 +138,30 @@ EVE = [("a", "0001-01-05"), ("b", "1970-01-02"), ("c", "2025-01-01T23:59:59"), (
 """What Eve says that she did, and when."""
 
 
+def test_late_messages_go_to_their_topic_each_once_as_they_came(broker, tmp_path):
+    """Those of the opted-out, and such as no window is for, don't."""
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    times = [
+        ("2025-01-01T12:00", "2025-01-01T13:00"),
+        ("2025-01-01T12:00", "2025-01-02T01:00:01"),
+        ("2024-12-30", "2025-01-03"),
+    ]
+    times += [("2025-01-01T23:00", "2025-01-03T12:00"), ("2025-01-03T12:00", "2025-01-03T12:00")]
+    for user in ("ann", "bob"):
+        sent = (topics.message(view(user, "a", f"{i}", *each)) for i, each in enumerate(times))
+        topics.send(broker, topic, ({**message, "key": user.encode(), "partition": 0} for message in sent))
+    topics.send(broker, f"{topic}.consent", [{"key": b"bob", "value": OPT_OUT}])
+    for day in (2, 3, 4):
+        list(release.run_until(job, until(day, 1)))
+    late = topics.read(broker, f"{topic}.late")
+    assert [(record.key, json.loads(record.value)["event_id"]) for record in late] == [(b"ann", "1"), (b"ann", "3")]
+    assert [dict(record.headers)["reason"] for record in late] == [b"late"] * 2
+    assert topics.read(broker, f"{topic}.dead") == []
+    records = [store.Store(job.job.store).run_record(charge["attempt"]) for charge in charges(job)]
+    assert [(record["outcomes"].get("late", 0), record["dead_letters"]) for record in records] == [(0, 0), (1, 0), (1, 0)]
+
+
 def test_malformed_messages_go_to_their_topic_each_once_as_they_came(broker, tmp_path):
     path, topic = topics.write_job(tmp_path, broker)
     job = topics.load(path, *DAYS)
@@ -384,6 +408,7 @@ RIGHTS = [
     ("TOPIC", "READ", ".consent"),
     ("TOPIC", "READ", ".items"),
     ("TOPIC", "WRITE", ".dead"),
+    ("TOPIC", "WRITE", ".late"),
     ("TOPIC", "WRITE", ".recommendations"),
     ("GROUP", "READ", None),
     ("TRANSACTIONAL_ID", "WRITE", None),

@@ -24,6 +24,7 @@ max_malformed_share = 1.0
 bootstrap = "{bootstrap}"
 consent = "{topic}.consent"
 dead_letters = "{topic}.dead"
+late = "{topic}.late"
 recommendations = "{topic}.recommendations"
 settle_seconds = 0
 allow_create_time = {allow_create_time}

@@ -1,5 +1,7 @@
 """The operator's counts of a release: in its run record before anything is published, and in no other place."""
 
+import json
+
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
@@ -15,13 +17,13 @@ ROWS = [(1, "ann", "a"), (1, "ann", "a"), (1, "ann", "b"), (1, "bob", "a"), (Non
 
 
 def run(tmp_path, directory, rows, grants):
-    """Counts rows that are (event_id, user, item), and two dead letters; expects the grants again."""
+    """Counts rows that are (event_id, user, item), two dead letters and a late one; expects the grants again."""
     batches = [encoded([(i, pseudonym(user), item, "view", None)], bounding.BUCKET_EVENTS) for i, user, item in rows]
     kept = store.Store(tmp_path)
     kept.write_run_record("one", {"outcomes": {"ok": len(rows), "late": 7}})
     with beam.Pipeline(options=direct.options([])) as root:
         buckets = root | beam.Create(batches) | bounding.GroupByUser(4, {"view": 1.0}, directory)
-        letters = root | "Letters" >> beam.Create(["{}", "{}"])
+        letters = root | "Letters" >> beam.Create([json.dumps({"reason": reason}) for reason in ("not UTF-8", "?", "late")])
         granted = root | "Grants" >> beam.Create(grants)
         assert_that(buckets | tally.NoteCounts(letters, granted, str(tmp_path), "one"), equal_to(grants))
     return kept.run_record("one")

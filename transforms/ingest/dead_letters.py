@@ -1,4 +1,4 @@
-"""Dead letters to the topic for them: as the messages came, with reason, topic, partition and offset as headers, each once.
+"""Dead and late messages to the topics for them: as they came, with reason, topic, partition and offset as headers, each once.
 
 Letters and the offsets up to which the topic was read are one transaction, so the group's committed offsets say which release's
 letters were sent last, also to a run after a crash; lag tools read them too.
@@ -6,13 +6,14 @@ letters were sent last, also to a run after a crash; lag tools read them too.
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import kafka
 from kafka import structs
 
-from transforms.ingest import kafka_client
+from transforms.ingest import decode, kafka_client
 
 _TRANSACTION_MS = 600_000
 """How long sending a window's letters may take; brokers allow 15 minutes unless they are told otherwise."""
@@ -20,20 +21,21 @@ _TRANSACTION_MS = 600_000
 
 def send(
     connection: kafka_client.Connection,
-    topic: str | None,
+    dead: str | None,
+    late: str | None,
     group: str,
     stops: Mapping[str, Mapping[int, int]],
     mark: str,
-    letters: Iterable[str],
+    letters: Path,
 ) -> int:
     """Sends a release's letters, unless it was done before, and commits what was read; returns how many were sent.
 
     Args:
-        topic: of dead letters; None: offsets are committed alone.
+        dead, late: the topics for either; None: they are not sent.
         group: the consumer group to commit for.
         stops: by topic and partition, the offset after the last that was read.
         mark: of the release, greater as a text than those of the group's releases before.
-        letters: JSON lines as `topics` makes them.
+        letters: a file of JSON lines as `topics` makes them.
 
     Raises:
         kafka_client.KafkaError: the broker refuses.
@@ -43,18 +45,20 @@ def send(
         for source, parts in stops.items()
         for number, stop in parts.items()
     }
-    if topic is None:
+    wanted = [topic for topic in (dead, late) if topic is not None]
+    if not wanted:
         with kafka_client.consumer(connection, group_id=group) as client:
             client.commit(offsets)
         return 0
-    kafka_client.partitions(connection, topic, "WRITE")
+    for topic in wanted:
+        kafka_client.partitions(connection, topic, "WRITE")
     with kafka_client.producer(connection, transactional_id=group, transaction_timeout_ms=_TRANSACTION_MS) as client:
         # From here on no earlier run can finish a transaction that it left open.
         client.init_transactions()
         if _last_mark(connection, group, list(offsets)) >= mark:
             return 0
         client.begin_transaction()
-        sent = kafka_client.send(client, topic, map(_message, letters))
+        sent = sum(kafka_client.send(client, topic, _messages(letters, topic == late)) for topic in wanted)
         client.send_offsets_to_transaction(offsets, group)
         client.commit_transaction()
     return sent
@@ -67,8 +71,13 @@ def _last_mark(connection: kafka_client.Connection, group: str, places: Sequence
     return max((found.metadata for found in committed if found is not None), default="")
 
 
-def _message(line: str) -> dict[str, Any]:
-    letter = json.loads(line)
+def _messages(letters: Path, are_late: bool) -> Iterator[dict[str, Any]]:
+    with letters.open(encoding="utf-8") as lines:
+        found = map(json.loads, lines)
+        yield from (_message(letter) for letter in found if (letter["reason"] == decode.LATE) == are_late)
+
+
+def _message(letter: Mapping[str, Any]) -> dict[str, Any]:
     topic, _, partition = letter["file"].rpartition("/")
     headers = {"reason": letter["reason"], "topic": topic, "partition": partition, "offset": str(letter["row"])}
     return {

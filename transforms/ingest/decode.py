@@ -44,6 +44,13 @@ _PROBLEM = 255
 """The outcome of a row that couldn't be read; its own text says why."""
 
 
+class Earlier(NamedTuple):
+    """Windows before one: when the first of them started, and to what arrived by when the source was read for them."""
+
+    start: dt.datetime
+    seen_until: dt.datetime
+
+
 @dataclasses.dataclass(frozen=True)
 class EventRules:
     """How a row of the source becomes an event.
@@ -59,8 +66,7 @@ class EventRules:
         weigh_by_value: an event's weight is also multiplied by its value, which must be positive.
         max_skew_seconds: an event later than its arrival by more is malformed.
         slack_seconds: an event that arrives later than its window's end by more is late.
-        seen_until: the source was read before, for the window before, to what arrived by then: what came since and is of
-            windows before this one is late.
+        earlier: what came since the source was read for these, and is of one of them, is late.
     """
 
     columns: Mapping[str, str]
@@ -74,7 +80,7 @@ class EventRules:
     weigh_by_value: bool = False
     max_skew_seconds: float = 300.0
     slack_seconds: float = 0.0
-    seen_until: dt.datetime | None = None
+    earlier: Earlier | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in events.REQUIRED if name not in self.columns]
@@ -103,11 +109,18 @@ class EventRules:
 
 
 class Decoded(NamedTuple):
-    """A batch after decoding: its events, its dead letters, and how many rows had each outcome."""
+    """A batch after decoding: its events and sources.ROW of each, its dead letters, and how many rows had each outcome."""
 
     events: pa.Table
+    rows: pa.Array
     dead_letters: pa.Table
     outcomes: dict[str, int]
+
+
+def late_letters(file: str, rows: pa.Array) -> pa.Table:
+    """Letters of rows that are late, by their sources.ROW."""
+    n = len(rows)
+    return pa.table([pa.array([file] * n, pa.string()), rows, pa.array([LATE] * n), pa.nulls(n, pa.string())], DEAD_LETTERS)
 
 
 class Decoder:
@@ -119,6 +132,7 @@ class Decoder:
         opt_outs: ids of users who take no part.
         catalogue_ids: the only items there are; None: any.
         fields: of data.events.EVENTS, those that the events are to have.
+        keeps_late: late rows are letters, too; they count as late all the same.
     """
 
     def __init__(
@@ -128,10 +142,12 @@ class Decoder:
         opt_outs: pa.Array | None = None,
         catalogue_ids: pa.Array | None = None,
         fields: Sequence[str] = events.EVENTS.names,
+        keeps_late: bool = False,
     ):
         self._rules, self._key, self._fields = rules, key, fields
         self._opt_outs = pa.array([], pa.string()) if opt_outs is None else opt_outs
         self._catalogue_ids = catalogue_ids
+        self._alive = {OK, *DROPPED} - ({LATE} if keeps_late else set())
         self._connection = duckdb.connect(config={"threads": 1})
         self._connection.execute("set TimeZone = 'UTC'")
 
@@ -148,7 +164,7 @@ class Decoder:
         rows = self._ask(query, asked)
         outcome = rows["outcome"].to_numpy()
         tally = {reasons[i]: int(count) for i, count in enumerate(np.bincount(outcome)[:_PROBLEM]) if count}
-        alive = [number for number, reason in enumerate(reasons) if reason in (OK, *DROPPED)]
+        alive = [number for number, reason in enumerate(reasons) if reason in self._alive]
         is_dead = ~np.isin(outcome, alive)
         letters = DEAD_LETTERS.empty_table()
         if is_dead.any():
@@ -156,9 +172,11 @@ class Decoder:
         problems = letters.filter(pa.array(outcome[is_dead] == _PROBLEM))["reason"]
         tally |= {entry["values"]: entry["counts"] for entry in pc.value_counts(problems).to_pylist()}
         chosen = pa.table({name: texts[name] if name in texts else rows[name] for name in self._fields})
+        numbers = batch[sources.ROW].combine_chunks()
         if tally.keys() - {OK}:
-            chosen = chosen.filter(pa.array(outcome == reasons.index(OK)))
-        return Decoded(self._events(chosen), letters, tally)
+            is_ok = pa.array(outcome == reasons.index(OK))
+            chosen, numbers = chosen.filter(is_ok), numbers.filter(is_ok)
+        return Decoded(self._events(chosen), numbers, letters, tally)
 
     def _ask(self, query: str, batch: pa.Table) -> pa.Table:
         """Answers row for row: DuckDB keeps the order of a single table that is only projected."""
@@ -299,8 +317,9 @@ def _outcome(rules: EventRules) -> tuple[str, list[str]]:
         ("has_other_item", "item_id is not in the catalogue"),
     ]
     start, end = _timestamp(rules.window_start), _timestamp(rules.window_end)
-    if rules.seen_until is not None:
-        tests.append((f"event_time < {start} and arrival_time > {_timestamp(rules.seen_until)}", LATE))
+    if rules.earlier is not None:
+        first, seen_until = map(_timestamp, rules.earlier)
+        tests.append((f"event_time >= {first} and event_time < {start} and arrival_time > {seen_until}", LATE))
     tests += [
         (f"event_time < {start} or event_time >= {end}", "outside the window"),
         (f"arrival_time > {end} + {slack}", LATE),

@@ -38,6 +38,7 @@ class Decoding:
     opt_outs: pa.Array | None = None
     catalogue_ids: pa.Array | None = None
     fields: Sequence[str] = tuple(schema.EVENTS.names)
+    keeps_late: bool = False
 
 
 class DecodeBatches(beam.DoFn):
@@ -49,7 +50,7 @@ class DecodeBatches(beam.DoFn):
     def setup(self) -> None:
         given = self.decoding
         self._decoders = [
-            decode.Decoder(given.rules, given.key, given.opt_outs, given.catalogue_ids, given.fields)
+            decode.Decoder(given.rules, given.key, given.opt_outs, given.catalogue_ids, given.fields, given.keeps_late)
             for _ in range(threads.THREADS)
         ]
 

@@ -144,8 +144,8 @@ def _closed(directory: Path, length: int, number: int) -> Path:
     return directory / "closed" / str(length) / f"{number}.json"
 
 
-def split(rows: pa.Table, windows: Windows, slack: dt.timedelta, first_open: int) -> tuple[dict[int, pa.Table], int]:
-    """Splits events by window: number -> its rows; and how many rows are late for every window that they fit.
+def split(rows: pa.Table, windows: Windows, slack: dt.timedelta, first_open: int) -> tuple[dict[int, pa.Table], np.ndarray]:
+    """Splits events by window: number -> its rows; and which rows are late for every window that they fit.
 
     Args:
         rows: with event_time and arrival_time.
@@ -153,7 +153,7 @@ def split(rows: pa.Table, windows: Windows, slack: dt.timedelta, first_open: int
         first_open: windows before have closed.
     """
     if not rows.num_rows:
-        return {}, 0
+        return {}, np.zeros(0, bool)
     happened, arrived = (
         rows[name].cast(pa.int64()).to_numpy() - _microseconds(windows.start) for name in ("event_time", "arrival_time")
     )
@@ -168,7 +168,7 @@ def split(rows: pa.Table, windows: Windows, slack: dt.timedelta, first_open: int
         is_in_any |= is_in
         for each in np.unique(number[is_in]).tolist():
             found.setdefault(each, []).append(rows.filter(pa.array(is_in & (number == each))))
-    return {number: pa.concat_tables(parts) for number, parts in found.items()}, int((~is_in_any).sum())
+    return {number: pa.concat_tables(parts) for number, parts in found.items()}, ~is_in_any
 
 
 class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
@@ -293,10 +293,16 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
                 by_window, late = split(decoded.events, windows, self.clock.slack, windows.count(ended))
                 for number, rows in by_window.items():
                     yield self._under(_events(length), length, number, rows)
-                if records[0].timestamp > self._seen_until[length]:
-                    found = [outcomes[length], decoded.outcomes, {decode.OK: -late, decode.LATE: late}]
-                    outcomes[length] = decode.add_outcomes(found)
-                    letters += topics.letters(batch, decoded.dead_letters) if length == 0 else []
+                if records[0].timestamp <= self._seen_until[length]:
+                    continue
+                n_late = int(late.sum())
+                found = [outcomes[length], decoded.outcomes, {decode.OK: -n_late, decode.LATE: n_late}]
+                outcomes[length] = decode.add_outcomes(found)
+                if length == 0:
+                    letters += topics.letters(batch, decoded.dead_letters)
+                    if self.decoding.keeps_late:
+                        rows_late = decoded.rows.filter(pa.array(late))
+                        letters += topics.letters(batch, decode.late_letters(element.path, rows_late))
         for length, windows in lengths:
             kept = self._kept(letters) if length == 0 else None
             yield self._report(length, windows.count(ended), Report(element.path, read.position, outcomes[length], kept))

@@ -1,5 +1,6 @@
 """Exact figures for the operator that are known once users are grouped. They go to the run record and nowhere else."""
 
+import json
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
@@ -7,11 +8,17 @@ import pyarrow as pa
 
 from data import ledger, store
 from transforms import bounding, spill
+from transforms.ingest import decode
 
 
 def repeated(bucket: pa.Table | spill.Part) -> int:
     """How many events of a bucket were dropped as repeats."""
     return bounding.repeated(spill.read(bucket))
+
+
+def is_dead(letter: str) -> bool:
+    """Says whether a letter, as a JSON line, is of a malformed row, not of one that came late."""
+    return bool(json.loads(letter)["reason"] != decode.LATE)
 
 
 def note(repeats: int, letters: int, grants: Iterable[ledger.Grant], store_path: str, attempt: str) -> Iterator[ledger.Grant]:
@@ -35,7 +42,7 @@ class NoteCounts(beam.PTransform):
         self._store_path, self._attempt = store_path, attempt
 
     def expand(self, buckets: beam.PCollection[pa.Table | spill.Part]) -> beam.PCollection[ledger.Grant]:
-        letters = self._dead_letters | "CountLetters" >> beam.combiners.Count.Globally()
+        letters = self._dead_letters | "WithoutLate" >> beam.Filter(is_dead) | "CountLetters" >> beam.combiners.Count.Globally()
         return (
             buckets
             | "CountRepeats" >> beam.Map(repeated).with_output_types(int)
