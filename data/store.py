@@ -105,8 +105,9 @@ class Store:
         return [self.manifest(release["release_id"]) for release in releases if self._has(release)]
 
     def newest(self, releases: Sequence[Mapping[str, Any]], section: str, most: int = 1) -> list[dict[str, Any]]:
-        """Returns, of `published`, the last ones whose report has a section, in order."""
-        manifests = (self.manifest(release["release_id"]) for release in reversed(releases) if self._has(release))
+        """Returns, of `published`, those of the last windows whose report has a section, in order."""
+        by_window = sorted(releases, key=lambda release: str(release["window_end"]))
+        manifests = (self.manifest(release["release_id"]) for release in reversed(by_window) if self._has(release))
         return list(itertools.islice((each for each in manifests if section in each["reports"]), most))[::-1]
 
     def manifest(self, release_id: str) -> dict[str, Any]:

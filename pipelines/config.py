@@ -18,7 +18,7 @@ from pydantic import Field
 
 from data import errors, periods
 from transforms import bounding
-from transforms.ingest import decode, formats, kafka_client, pseudonym
+from transforms.ingest import decode, formats, kafka_client, pseudonym, stream
 from transforms.privacy.filter import Composition
 from transforms.privacy.noise import Source
 from transforms.release import cooccurrence, reference
@@ -68,7 +68,7 @@ class _Section(pydantic.BaseModel):
 class JobSection(_Section):
     """[job]: its name, the data set whose users' budget it spends, and where its results go."""
 
-    name: str = Field(min_length=1, max_length=200)
+    name: str = Field(min_length=1, max_length=200 - len(TRENDING))
     data_set: str = Field(min_length=1, max_length=200)
     store: Path
 
@@ -212,12 +212,21 @@ class _Windows(_Section):
         return self
 
 
+def _no_number(given: Any) -> Any:
+    if given is not None and not isinstance(given, dt.date) and not re.match(r"\d{4}-", str(given)):
+        raise ValueError("must be a date or time, such as 2025-12-31 or 2025-12-31T08:00:00Z")
+    return given
+
+
+Time = Annotated[dt.datetime, pydantic.BeforeValidator(_no_number), pydantic.AfterValidator(utc)]
+
+
 class WindowSection(_Windows):
     """[window]: which events one release reads: those in [start, end), or in each window of `size` between them, in UTC."""
 
     size: str = "all"
-    start: dt.datetime
-    end: dt.datetime
+    start: Time
+    end: Time
     slack_seconds: float = Field(0.0, ge=0)
 
     @pydantic.field_validator("size")
@@ -242,9 +251,10 @@ class WindowSection(_Windows):
         """How much later than its window's end an event may arrive."""
         return dt.timedelta(seconds=self.slack_seconds)
 
-    def closed(self, now: dt.datetime) -> Iterator[tuple[dt.datetime, dt.datetime]]:
-        """Yields the windows that are over at `now`, slack included, in order: told by this section and the clock alone."""
-        return (self.bounds(number) for number in range(self.closed_count(now)))
+    @property
+    def windows(self) -> stream.Windows:
+        """All of them, told by this section alone."""
+        return stream.Windows(self.start, self.duration, self.step)
 
     def closed_count(self, now: dt.datetime) -> int:
         """How many windows are over at `now`, slack included."""
@@ -252,24 +262,12 @@ class WindowSection(_Windows):
 
     def count(self, time: dt.datetime) -> int:
         """How many windows end by a time, whether the job goes on until then or not."""
-        return max(0, (time - self.start - self.duration) // self.step + 1)
+        return self.windows.count(time)
 
     def bounds(self, number: int) -> tuple[dt.datetime, dt.datetime]:
         """Start and end of a window, counted from 0."""
-        start = self.start + number * self.step
-        return start, start + self.duration
-
-    @pydantic.field_validator("start", "end", mode="before")
-    @classmethod
-    def _no_number(cls, given: Any) -> Any:
-        if not isinstance(given, dt.date) and not re.match(r"\d{4}-", str(given)):
-            raise ValueError("must be a date or time, such as 2025-12-31 or 2025-12-31T08:00:00Z")
-        return given
-
-    @pydantic.field_validator("start", "end")
-    @classmethod
-    def _utc(cls, time: dt.datetime) -> dt.datetime:
-        return utc(time)
+        end = self.windows.end(number)
+        return end - self.duration, end
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -282,6 +280,7 @@ class TrendingSection(_Windows):
     """[trending]: counts of short windows beside the job's own: what they cost, how they are bounded, how many are shown."""
 
     size: Duration
+    start: Time | None = None
     budget_share: float = Field(gt=0, le=1)
     max_partitions_contributed: Positive = 10
     max_contributions_per_partition: Positive = 5
@@ -455,7 +454,7 @@ class Job(pydantic_settings.BaseSettings):
         window = self.window.model_copy(
             update={
                 **{name: getattr(short, name) for name in _Windows.model_fields},
-                "start": self.window.start + self._until_items_are_known(short),
+                "start": self._first_short(short),
             }
         )
         bounds = ("max_partitions_contributed", "max_contributions_per_partition")
@@ -490,11 +489,11 @@ class Job(pydantic_settings.BaseSettings):
         ordered = heapq.merge(*(ends(place, part.window) for place, part in enumerate(self.parts)))
         return ((place, number) for _, place, number in ordered)
 
-    def _until_items_are_known(self, short: TrendingSection) -> dt.timedelta:
-        """Without a catalogue short windows count the items of the job's last release: none before its first window ends."""
-        if self.catalogue is not None:
-            return dt.timedelta(0)
-        return -(-self.window.duration // short.step) * short.step
+    def _first_short(self, short: TrendingSection) -> dt.datetime:
+        """When the first short window starts. Without a catalogue they count items that the job's own windows made known."""
+        start = short.start or self.window.start
+        known = self.window.start + (self.window.duration if self.catalogue is None else dt.timedelta(0))
+        return start + max(0, -((start - known) // short.step)) * short.step
 
     @pydantic.model_validator(mode="after")
     def _broker_of_the_topic(self) -> "Job":
@@ -508,6 +507,19 @@ class Job(pydantic_settings.BaseSettings):
             raise ValueError(
                 'catalogue.topic: is read from the broker of [kafka], which is for source.kind = "kafka"; give path'
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _topics_apart(self) -> "Job":
+        kafka, catalogue = self.kafka, self.catalogue
+        if kafka is None:
+            return self
+        named = {f"kafka.{name}": getattr(kafka, name) for name in ("consent", "dead_letters", "late", "recommendations")}
+        named |= {"source.topic": self.source.topic, "catalogue.topic": None if catalogue is None else catalogue.topic}
+        for topic in filter(None, named.values()):
+            keys = [key for key, given in named.items() if given == topic]
+            if len(keys) > 1:
+                raise ValueError(f"{' and '.join(keys)} are both {topic!r}: each needs a topic of its own")
         return self
 
     @pydantic.model_validator(mode="after")

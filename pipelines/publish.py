@@ -33,7 +33,7 @@ def run(job: config.Job) -> Path:
     kept = store.Store(job.job.store)
     account = contract.open_ledger(job)
     releases = account.releases(job.job.data_set)
-    trending = kept.newest(releases, TRENDING, 1 if job.trending is None else job.trending.keep_windows)
+    trending = [] if job.trending is None else kept.newest(releases, TRENDING, job.trending.keep_windows)
     model = kept.latest_model()
     if model is None and not trending:
         raise errors.NothingThereError(f"{kept.path} holds no model yet: `sottovoce train` makes one.")
@@ -61,7 +61,8 @@ def run(job: config.Job) -> Path:
     log.info("published %s", version)
     for manifest in [*counted, *trending[-1:]]:
         _note_visible(kept, releases, manifest["release_id"])
-    _send_recommendations(job, kept)
+    if model is not None:
+        _send_recommendations(job, kept, model.name)
     return version
 
 
@@ -69,7 +70,8 @@ def is_due(job: config.Job) -> bool:
     """Says whether there is a release that the current database doesn't come from: a run may have ended before it was there."""
     kept = store.Store(job.job.store)
     releases = contract.open_ledger(job).releases(job.job.data_set)
-    newest = {(name, each["release_id"]) for name in (COUNTS, TRENDING) for each in kept.newest(releases, name)}
+    shown_by = [COUNTS] if job.trending is None else [COUNTS, TRENDING]
+    newest = {(name, each["release_id"]) for name in shown_by for each in kept.newest(releases, name)}
     if not newest:
         return False
     try:
@@ -107,9 +109,12 @@ def _note_visible(kept: store.Store, releases: Sequence[Mapping[str, Any]], rele
         kept.add_to_run_record(attempt, {"visible": dt.datetime.now(dt.UTC).isoformat()})
 
 
-def _send_recommendations(job: config.Job, kept: store.Store) -> None:
-    """Sends the current version's recommendations to the job's topic for them, a message an item: its key."""
+def _send_recommendations(job: config.Job, kept: store.Store, model: str) -> None:
+    """Sends a model's recommendations to the job's topic for them, once, a message an item: its key."""
     if job.kafka is None or job.kafka.recommendations is None:
+        return
+    sent, this = kept.operator() / "recommendations.json", [job.kafka.recommendations, model]
+    if sent.exists() and json.loads(sent.read_text()) == this:
         return
     with database.connect(kept.path) as connection:
         messages = connection.sql("""
@@ -124,6 +129,7 @@ def _send_recommendations(job: config.Job, kept: store.Store) -> None:
         kafka_client.send(
             producer, topic, ({"key": item_id.encode(), "value": message.encode()} for item_id, message in messages)
         )
+    store.write_json(sent, this)
     log.info("sent the recommendations of %d items to %s", len(messages), topic)
 
 

@@ -114,6 +114,7 @@ def run(
         ledger.BudgetRefusedError: the contract doesn't let it through.
         errors.AlreadyReleasedError: it was published into another store, or another run has it in hand.
         errors.RefusedError: too many rows are malformed.
+        errors.NothingThereError: it is of a short window, and no items are known yet.
         catalogue.CatalogueError, config.JobFileError, and what `source.find` raises: bad input.
     """
     account = contract.open_ledger(job)
@@ -142,7 +143,7 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
         before = decode.Earlier(window.start, window.bounds(number - 1)[1] + window.slack) if number else None
         try:
             path = run_window(part, number, functools.partial(source.find, earlier=before), beam_flags)
-        except (ledger.BudgetRefusedError, errors.RefusedError) as error:
+        except (ledger.BudgetRefusedError, errors.RefusedError, errors.NothingThereError) as error:
             refused[place] = error
         else:
             yield part, path
@@ -295,16 +296,18 @@ def _known_items(job: config.Job, kept: store.Store, account: ledger.Ledger) -> 
     """The items of the job's own release that ended last before the short window starts.
 
     Raises:
-        errors.RefusedError: there is none.
+        errors.NothingThereError: there is none.
     """
-    start = job.window.start.isoformat()
-    ended = (release for release in account.releases(job.job.data_set) if release["window_end"] <= start)
-    newest = kept.newest(sorted(ended, key=lambda release: release["window_end"]), budget.COOCCURRENCE)
+    start, end = job.window.start.isoformat(), job.window.end.isoformat()
+    ended = [release for release in account.releases(job.job.data_set) if release["window_end"] <= start]
+    newest = kept.newest(ended, budget.COOCCURRENCE)
     if not newest:
-        raise errors.RefusedError(
+        why = (
             f"trending: none of the job's own windows that ended by {start} is released, so it isn't known which items to "
             "count; nothing was spent."
         )
+        grant.note_refusal(kept, f"unknown-items-{start}", start, end, why, errors.NothingThereError.exit_code)
+        raise errors.NothingThereError(why)
     items: pa.Array = kept.read_table(newest[0], "items", tables.ITEMS)["item_id"].combine_chunks()
     return items
 

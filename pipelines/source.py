@@ -3,7 +3,6 @@
 import datetime as dt
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -97,12 +96,16 @@ class ClosedWindow(NamedTuple):
         """Takes up what was read and grouped before."""
         grouped = root | "ClosedWindow" >> beam.Create(self.closed.parts, reshuffle=True).with_output_types(spill.Part)
         users = grouped
-        if self.opt_outs is not None and len(self.opt_outs):
-            left_out = pseudonym.pseudonymise(self.opt_outs, self.key)
+        opted_out = pa.array([], pa.string()) if self.opt_outs is None else self.opt_outs
+        left_out = pseudonym.pseudonymise(opted_out, self.key)
+        if len(left_out):
             users |= "WithoutOptOuts" >> beam.FlatMap(_without, left_out).with_output_types(pa.Table)
         outcomes = root | "Outcomes" >> beam.Create([self.closed.outcomes])
         letters = (
-            root | "LetterFiles" >> beam.Create(self.closed.letters) | "Letters" >> beam.FlatMap(_lines).with_output_types(str)
+            root
+            | "LetterFiles" >> beam.Create(self.closed.letters)
+            | "Letters"
+            >> beam.FlatMap(stream.letters_without, {each.hex() for each in left_out.to_pylist()}).with_output_types(str)
         )
         return Read(grouped, users, outcomes, letters)
 
@@ -111,10 +114,6 @@ def _without(part: spill.Part, left_out: pa.Array) -> Iterator[pa.Table]:
     rows = bounding.without(spill.read(part), "privacy_id", left_out)
     if rows.num_rows:
         yield rows
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines()
 
 
 def find(job: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None, earlier: decode.Earlier | None = None) -> Source:
@@ -193,9 +192,7 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
     """
     kafka, _ = _of_topic(job)
     windows = [part.window for part in job.parts]
-    clock = stream.Clock(
-        [stream.Windows(each.start, each.duration, each.step) for each in windows], job.window.slack, job.settling
-    )
+    clock = stream.Clock([each.windows for each in windows], job.window.slack, job.settling)
     rules = event_rules(job, dt.datetime.now(dt.UTC))
     public = load_catalogue(job)
     decoding = events.Decoding(

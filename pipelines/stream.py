@@ -118,9 +118,16 @@ def _closed(
         while not told and not PipelineState.is_terminal(result.state):
             closed = stream.find_closed(run_directory, place, number)
             if closed is not None:
-                # Once for a window at most: what changes all the time must not hold it back for ever.
-                is_new = parts[place].window.closed_count(begun) <= number
-                if is_new and (changed := _changed(job, reader.decoding)):
+                # Of the job's own windows alone, each of which must be read anew whole; and once for a window at most: what
+                # changes all the time must not hold it back for ever.
+                is_new = place == 0 and parts[place].window.closed_count(begun) <= number
+                try:
+                    changed = _changed(job, reader.decoding) if is_new else None
+                except errors.UserError as error:
+                    log.error("a closed window has to wait: %s", error)
+                    time.sleep(_RESTART_SECONDS)
+                    continue
+                if changed:
                     log.info("%s since the stream began: reading the window anew", changed)
                     return
                 yield place, number, closed
@@ -161,7 +168,7 @@ def _released(job: config.Job, place: int, number: int, closed: stream.Closed, t
             path = release.run_window(part, number, find)
             train.run_if_due(job, None if part.is_trending else path.name)
             publish.run(job)
-        except (ledger.BudgetRefusedError, errors.RefusedError) as error:
+        except (ledger.BudgetRefusedError, errors.RefusedError, errors.NothingThereError) as error:
             log.error("the window from %s to %s is not released: %s", *window, error)
         except errors.AlreadyReleasedError:
             raise

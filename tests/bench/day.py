@@ -114,7 +114,7 @@ def measure(directory: pathlib.Path, users: int, speed: float, window: dt.timede
 
 def summary(job: config.Job, rows: int, messages: int, samples: list[tuple[float, int, int]], last_lag: int) -> dict[str, Any]:
     starts = [charge["window_start"] for charge in charges(job)]
-    expected = [start.isoformat() for start, _ in job.window.closed(START + 2 * DAY)]
+    expected = [start.isoformat() for start, _ in map(job.window.bounds, range(job.window.closed_count(START + 2 * DAY)))]
     times, held, behind = map(np.array, zip(*samples, strict=True))
     thirds = [held[(times >= k * times[-1] / 3) & (times < (k + 1) * times[-1] / 3)] / 1e6 for k in range(3)]
     return {

@@ -169,7 +169,7 @@ def violations(job: config.Job, expected: dict[str | int, Any], is_over: bool) -
     """
     account, releases, shown = contract.open_ledger(job), charges(job), published(job)
     series, history = account.series(job.job.data_set), account.history(job.job.data_set)
-    windows = [start.isoformat() for start, _ in job.window.closed(job.window.end)]
+    windows = [start.isoformat() for start, _ in map(job.window.bounds, range(job.window.closed_count(job.window.end)))]
     window_of = {release["release_id"]: release["window_start"] for release in releases}
     in_order = [window_of[row["body"]["release_id"]] for row in history if row["kind"] == ledger.PUBLISHED]
     folder = job.job.store / "releases"

@@ -33,6 +33,7 @@ end = 2025-02-01
 
 
 SHORT = ["--trending.size=1h", "--trending.budget_share=0.3"]
+TOPIC = ["--source.kind=kafka", "--source.paths", "[]", "--source.topic=e", "--kafka.bootstrap=b:1"]
 BOOKS = ["--window.max_windows_contributed=2", "--trending.max_windows_contributed=9", "--window.size=1d"]
 
 
@@ -272,6 +273,12 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
             r"trending\.max_windows_contributed: windows of '7h' .* a size that divides it",
             id="a short window in two periods",
         ),
+        pytest.param(
+            [*TOPIC, "--kafka.late=a", "--kafka.dead_letters=a"],
+            r"kafka\.dead_letters and kafka\.late are both 'a': each needs a topic of its own",
+            id="one topic for two things",
+        ),
+        pytest.param([*TOPIC, "--kafka.late=e"], r"kafka\.late and source\.topic are both 'e'", id="a topic into itself"),
         pytest.param(["--job.name=a/trending"], r"job\.name = 'a/trending': must not end with", id="a short job's name"),
         pytest.param(
             ["--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2", "--privacy.period=month"],

@@ -12,13 +12,19 @@ import sys
 import time
 import urllib.request
 
+import apache_beam as beam
+import pyarrow as pa
 import pytest
+from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import cli, config, release, source, status, stream
+from runners import direct
 from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published, view, write_job
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, short_figures, until, without_noise
 from tests.runners.processes import connections, flink_processes, is_worker
+from transforms import bounding
+from transforms.ingest import pseudonym
 from transforms.ingest import stream as ingest
 
 __all__ = ["without_noise"]
@@ -120,7 +126,7 @@ def test_a_window_gets_what_is_its_own_though_later_ones_were_released_before(tm
     """As after a refusal: a stream begins at the first window that is missing and comes past others."""
     job = load(write_job(tmp_path, []), "--window.size=1d")
     job = job.model_copy(update={"source": job.source.model_copy(update={"topic": "events"})})
-    windows = list(job.window.closed(until(6)))
+    windows = list(map(job.window.bounds, range(job.window.closed_count(until(6)))))
     given = []
 
     def closed(*_):
@@ -167,6 +173,18 @@ def test_a_window_has_the_items_and_the_users_that_there_are_when_it_closes(brok
     assert outcomes(job)[0]["ok"] == 6
     assert len(topics.read(broker, f"{topic}.dead")) == 3
     assert [at >= start + dt.timedelta(seconds=15) for at in begun] == [False, True]
+
+
+def test_letters_of_those_who_have_opted_out_since_go_no_further(tmp_path):
+    key = bytes(32)
+    ann, bob = (each.as_py().hex() for each in pseudonym.pseudonymise(pa.array(["ann", "bob"]), key))
+    (tmp_path / "a").write_text(f'{ann} {{"reason": "late"}}\n{bob} {{"reason": "bob"}}\n {{"reason": "nobody"}}\n')
+    closed = ingest.Closed([], {}, {"ok": 1}, [str(tmp_path / "a")])
+    with beam.Pipeline(options=direct.options([])) as root:
+        found = source.ClosedWindow(closed, key, pa.array(["ann"])).read(
+            root, bounding.GroupByUser(1, {"view": 1.0}, str(tmp_path))
+        )
+        assert_that(found.dead_letters, equal_to(['{"reason": "bob"}', '{"reason": "nobody"}']))
 
 
 def test_a_job_without_a_topic_or_windows_is_no_stream(tmp_path):

@@ -338,6 +338,8 @@ def test_a_published_version_is_sent_item_by_item(broker, tmp_path):
     assert {(item, given["item_id"], given["version"]) for item, given in messages.items()} == {
         (item, item, 1) for item in messages
     }
+    assert cli.main(["publish", str(path), *DAYS]) == 0
+    assert len(topics.read(broker, f"{topic}.recommendations")) == len(messages), "the same model was sent again"
 
 
 @pytest.mark.parametrize(

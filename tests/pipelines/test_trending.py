@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from data import database, errors, ledger, store, tables
-from pipelines import cli, config, contract, release
+from pipelines import cli, config, contract, release, status
 from tests.pipelines.example import charges, crashing, load, published, view, write_job
 
 HOURS = [f"2025-01-0{day}T{hour:02}:30" for day in (1, 2) for hour in range(24)]
@@ -131,9 +131,38 @@ def test_without_a_catalogue_short_windows_count_what_the_job_released_before(tm
 
 def test_a_short_window_without_known_items_is_refused_unspent(tmp_path):
     job = load(write_job(tmp_path, EVENTS, catalogue=False), *FLAGS)
-    with pytest.raises(errors.RefusedError, match="isn't known which items"):
-        release.run_window(job.parts[1], 0, release.source.find)
+    for _ in range(2):
+        with pytest.raises(errors.NothingThereError, match="isn't known which items"):
+            release.run_window(job.parts[1], 0, release.source.find)
     assert charges(job) == []
+    [record] = store.Store(job.job.store).run_records().values()
+    assert "isn't known which items" in record["refused"]
+    assert status.read(job, until(2, 7)).trending.windows.refused == 1
+
+
+@pytest.mark.parametrize(
+    ("catalogue", "start", "first"),
+    [
+        (True, None, "01-01T00"),
+        (True, "2025-01-02T09:00", "01-02T09"),
+        (False, None, "01-02T00"),
+        (False, "2025-01-01T09:00", "01-02T03"),
+        (False, "2025-01-02T09:00", "01-02T09"),
+    ],
+)
+def test_short_windows_start_when_they_are_told_to_and_their_items_are_known(tmp_path, catalogue, start, first):
+    job = load(write_job(tmp_path, [], catalogue=catalogue), *FLAGS, *([f"--trending.start={start}"] if start else []))
+    assert job.parts[1].window.start.isoformat()[5:13] == first
+
+
+def test_without_the_section_short_windows_are_not_shown_any_more(tmp_path):
+    path = write_job(tmp_path, EVENTS)
+    load(path, *FLAGS)
+    for flags, shown in ((FLAGS, 4), (FLAGS[:2], 0)):
+        day = 2 if shown else 3
+        assert cli.main(["run", str(path), *flags, "--until", f"2025-01-0{day}"]) == 0
+        with database.connect(tmp_path / "store") as connection:
+            assert connection.sql("select count(distinct window_start) from trending_counts").fetchall() == [(shown,)]
 
 
 def test_what_is_trending_is_published_before_there_is_a_model_and_each_release_shows_it_anew(tmp_path):

@@ -325,6 +325,17 @@ def test_dead_letters_have_file_row_reason_and_the_mapped_columns_as_json():
         {"file": "file", "row": 3, "reason": MISSING_ITEM, "raw": {"privacy_id": "3.0", "item_id": None, **rest}},
     ]
     assert decoded.outcomes == {"ok": 1, MISSING_USER: 1, MISSING_ITEM: 1}
+    assert decoded.authors.to_pylist() == [None, hash_of("3")]
+    assert decoded.rows.to_pylist() == [1]
+
+
+@pytest.mark.parametrize("keeps_late", [True, False])
+def test_late_rows_are_letters_where_they_are_kept_and_count_as_late_all_the_same(keeps_late):
+    row = {**ROW, "arrival_time": END + SECOND}
+    decoded = decode_row(make_rules("arrival_time"), row, keeps_late=keeps_late)
+    assert decoded.outcomes == {"late": 1}
+    assert decoded.dead_letters["reason"].to_pylist() == ["late"] * keeps_late
+    assert decoded.authors.to_pylist() == [hash_of("u")] * keeps_late
 
 
 def test_a_problem_of_the_source_is_the_reason_and_its_text_the_raw():
@@ -367,7 +378,8 @@ def test_names_that_differ_in_case_are_two_columns():
 
 def test_no_rows_give_empty_tables_of_the_same_schemas():
     decoded = decode_columns(make_rules(), {name: pa.array([], pa.string()) for name in ROW})
-    assert decoded == (schema.EVENTS.empty_table(), decode.DEAD_LETTERS.empty_table(), {})
+    assert (decoded.events, decoded.dead_letters) == (schema.EVENTS.empty_table(), decode.DEAD_LETTERS.empty_table())
+    assert (len(decoded.rows), len(decoded.authors), decoded.outcomes) == (0, 0, {})
 
 
 def test_a_decoder_takes_batches_of_other_types_in_turn():

@@ -45,12 +45,12 @@ def send(
         for source, parts in stops.items()
         for number, stop in parts.items()
     }
-    wanted = [topic for topic in (dead, late) if topic is not None]
+    wanted = [(topic, are_late) for topic, are_late in ((dead, False), (late, True)) if topic is not None]
     if not wanted:
         with kafka_client.consumer(connection, group_id=group) as client:
             client.commit(offsets)
         return 0
-    for topic in wanted:
+    for topic, _ in wanted:
         kafka_client.partitions(connection, topic, "WRITE")
     with kafka_client.producer(connection, transactional_id=group, transaction_timeout_ms=_TRANSACTION_MS) as client:
         # From here on no earlier run can finish a transaction that it left open.
@@ -58,7 +58,7 @@ def send(
         if _last_mark(connection, group, list(offsets)) >= mark:
             return 0
         client.begin_transaction()
-        sent = sum(kafka_client.send(client, topic, _messages(letters, topic == late)) for topic in wanted)
+        sent = sum(kafka_client.send(client, topic, _messages(letters, are_late)) for topic, are_late in wanted)
         client.send_offsets_to_transaction(offsets, group)
         client.commit_transaction()
     return sent

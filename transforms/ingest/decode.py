@@ -109,11 +109,18 @@ class EventRules:
 
 
 class Decoded(NamedTuple):
-    """A batch after decoding: its events and sources.ROW of each, its dead letters, and how many rows had each outcome."""
+    """A batch after decoding.
+
+    Attributes:
+        events, rows: the events, and sources.ROW of each.
+        dead_letters, authors: the letters, and the pseudonym of whoever each names; null: it names nobody.
+        outcomes: how many rows had each.
+    """
 
     events: pa.Table
     rows: pa.Array
     dead_letters: pa.Table
+    authors: pa.Array
     outcomes: dict[str, int]
 
 
@@ -169,6 +176,8 @@ class Decoder:
         letters = DEAD_LETTERS.empty_table()
         if is_dead.any():
             letters = self._dead_letters(file, numbered.filter(pa.array(is_dead)), outcome[is_dead], reasons)
+        named = texts["privacy_id"].filter(pa.array(is_dead))
+        authors = pc.if_else(_is_empty(named), None, pseudonym.pseudonymise(pc.fill_null(named, ""), self._key))
         problems = letters.filter(pa.array(outcome[is_dead] == _PROBLEM))["reason"]
         tally |= {entry["values"]: entry["counts"] for entry in pc.value_counts(problems).to_pylist()}
         chosen = pa.table({name: texts[name] if name in texts else rows[name] for name in self._fields})
@@ -176,7 +185,7 @@ class Decoder:
         if tally.keys() - {OK}:
             is_ok = pa.array(outcome == reasons.index(OK))
             chosen, numbers = chosen.filter(is_ok), numbers.filter(is_ok)
-        return Decoded(self._events(chosen), numbers, letters, tally)
+        return Decoded(self._events(chosen), numbers, letters, authors, tally)
 
     def _ask(self, query: str, batch: pa.Table) -> pa.Table:
         """Answers row for row: DuckDB keeps the order of a single table that is only projected."""

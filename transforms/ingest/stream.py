@@ -15,7 +15,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -299,10 +299,12 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
                 found = [outcomes[length], decoded.outcomes, {decode.OK: -n_late, decode.LATE: n_late}]
                 outcomes[length] = decode.add_outcomes(found)
                 if length == 0:
-                    letters += topics.letters(batch, decoded.dead_letters)
+                    letters += _signed(topics.letters(batch, decoded.dead_letters), decoded.authors)
                     if self.decoding.keeps_late:
-                        rows_late = decoded.rows.filter(pa.array(late))
-                        letters += topics.letters(batch, decode.late_letters(element.path, rows_late))
+                        rows_late, authors = (
+                            each.filter(pa.array(late)) for each in (decoded.rows, decoded.events["privacy_id"])
+                        )
+                        letters += _signed(topics.letters(batch, decode.late_letters(element.path, rows_late)), authors)
         for length, windows in lengths:
             kept = self._kept(letters) if length == 0 else None
             yield self._report(length, windows.count(ended), Report(element.path, read.position, outcomes[length], kept))
@@ -440,6 +442,23 @@ class _CloseWindows(beam.PTransform):
             | "GroupByWindow" >> beam.GroupByKey()
             | "CloseWindow" >> beam.ParDo(CloseWindow(str(self._group.directory), self._length)).with_output_types(int)
         )
+
+
+def _signed(letters: Iterable[str], authors: pa.Array) -> Iterator[str]:
+    """Letters as they wait for their window: each after the pseudonym, in hex digits, of whoever it names, and a space."""
+    return (
+        f"{'' if author is None else author.hex()} {letter}"
+        for letter, author in zip(letters, authors.to_pylist(), strict=True)
+    )
+
+
+def letters_without(path: str, left_out: Collection[str]) -> Iterator[str]:
+    """Yields the letters of such a file, but for those of these pseudonyms."""
+    with Path(path).open(encoding="utf-8") as lines:
+        for line in lines:
+            author, _, letter = line.rstrip("\n").partition(" ")
+            if author not in left_out:
+                yield letter
 
 
 def _events(length: int) -> str:

@@ -67,6 +67,13 @@ def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
         yield granted
 
 
+def note_refusal(kept: store.Store, name: str, window_start: str, window_end: str, why: str, exit_code: int) -> None:
+    """Writes the run record, under a name, of a release that was refused before anything was read."""
+    nothing = {"source": {}, "outcomes": {}, "malformed_share": 0.0, "read_seconds": None, "release_id": None}
+    window = {"window_start": window_start, "window_end": window_end, "started": dt.datetime.now(dt.UTC).isoformat()}
+    kept.write_run_record(name, {**window, **nothing, "refused": why, "exit_code": exit_code})
+
+
 class ReserveBudget(beam.PTransform):
     """Asks for a release. In: one tally of outcomes; out: the grant that every Release... waits for."""
 
