@@ -115,7 +115,7 @@ def measure(directory: pathlib.Path, minutes: float) -> dict[str, Any]:
         steps: dict[str, Seen] = {"closed": [], "released": [], "published": []}
         of = (start + number * dt.timedelta(seconds=SIZE_SECONDS) for number in range(n_windows))
         note(windows, "find_closed", steps["closed"], lambda found, *_: found and next(of).isoformat())
-        note(release, "run_window", steps["released"], lambda _, job, start, *rest: start.isoformat())
+        note(release, "run_window", steps["released"], lambda _, part, number, *rest: part.window.bounds(number)[0].isoformat())
         note(publish, "run", steps["published"], lambda *_: steps["released"][-1][0])
         stream.run(job, until=end + job.window.slack + job.settling)
         time.sleep(1)
