@@ -93,7 +93,7 @@ def test_table_shows_no_control_characters(store):
     ("sql", "message"),
     [
         pytest.param("SELEC 1", 'Parser Error: syntax error at or near "SELEC"', id="syntax"),
-        pytest.param("FROM nix", 'Table with name nix does not exist! Did you mean "items"?', id="unknown table"),
+        pytest.param("FROM itemz", 'Table with name itemz does not exist! Did you mean "items"?', id="unknown table"),
         pytest.param("SELECT 'a'::INT", "Conversion Error: Could not convert string 'a'", id="while it runs"),
         pytest.param("", "Give one SQL statement, not 0.", id="nothing"),
         pytest.param("SELECT 1; SELECT 2", "Give one SQL statement, not 2.", id="two"),
