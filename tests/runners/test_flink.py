@@ -49,6 +49,11 @@ def test_flags_of_the_user_win():
     assert options.view_as(pipeline_options.StandardOptions).runner == "runners.flink.Runner"
 
 
+@pytest.mark.parametrize(("flags", "groups"), [([], 2), (["--parallelism=3"], -1), (["--parallelism", "3"], -1)])
+def test_a_stream_has_as_many_groups_of_keys_as_subtasks_unless_the_user_chose_these(flags, groups):
+    assert flink.options(flags, 2, streaming=True).view_as(pipeline_options.FlinkRunnerOptions).max_parallelism == groups
+
+
 @pytest.mark.parametrize("flags", [["--checkpointing_intervall=1"], ["--parallelism=1", "2"]], ids=["typo", "word"])
 def test_flags_that_nobody_knows_are_refused(flags):
     with pytest.raises(ValueError, match="nor a flag of Beam's"):
