@@ -241,6 +241,7 @@ def test_json_is_the_same_each_time_and_has_all_figures(files):
         "visible",
         "budget",
         "alerts",
+        "trending",
     ]
     assert found["at"] == "2025-01-05T12:00:00+00:00"
     assert found["totals"] == {"windows": 2, "ok": 3, "late": 1, "repeated": 1, "dead": None}

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from data import database, errors, ledger, store, tables
-from pipelines import cli, config, contract, release, status
+from pipelines import cli, config, contract, metrics, release, status
 from tests.pipelines.example import charges, crashing, load, published, view, write_job
 
 HOURS = [f"2025-01-0{day}T{hour:02}:30" for day in (1, 2) for hour in range(24)]
@@ -78,6 +78,18 @@ def test_where_one_kind_of_window_is_refused_the_other_goes_on(tmp_path, shares,
     with pytest.raises(ledger.BudgetRefusedError):
         list(release.run_until(job, until(3)))
     assert Counter(each["job"] for each in charges(job)) == released
+
+
+def test_status_tells_of_both_kinds_of_windows(tmp_path):
+    job = load(write_job(tmp_path, EVENTS), *FLAGS, "--alerts.max_delay_seconds=3600")
+    list(release.run_until(job, until(2)))
+    found = status.read(job, until(2, 7))
+    assert (found.windows.released, found.windows.waiting) == (1, 0)
+    assert (found.trending.windows.released, found.trending.windows.waiting) == (4, 1)
+    assert [alert.name for alert in found.alerts if alert.is_firing] == ["max_delay_seconds", "trending.max_delay_seconds"]
+    assert sum(line.startswith("trending: windows: 4 released, 1 waiting") for line in status.as_text(found)) == 1
+    figures = {metric.name: [sample.value for sample in metric.samples] for metric in metrics.metrics(found)}
+    assert (figures["sottovoce_windows"], figures["sottovoce_trending_windows"]) == ([1, 0, 0], [4, 1, 0])
 
 
 def test_each_kind_of_window_has_a_contribution_book_of_its_own(tmp_path):
