@@ -95,15 +95,15 @@ def test_status_tells_of_both_kinds_of_windows(tmp_path):
 def test_each_kind_of_window_has_a_contribution_book_of_its_own(tmp_path):
     flags = ["--window.max_windows_contributed=1", "--trending.max_windows_contributed=2", "--trending.budget_share=0.5"]
     events = [view("ann", "a", f"{time}", time) for time in HOURS] + [view("bob", "b", "1", HOURS[40])]
-    job = load(write_job(tmp_path, events), *FLAGS, "--window.budget_share=0.5", *flags)
+    job = load(write_job(tmp_path, events), *FLAGS, "--window.budget_share=0.5", "--trending.size=12h", *flags)
     list(release.run_until(job, until(3)))
     found = counts(job)
     assert {window: items["a"] for window, items in found.items() if "a" in items} == {
         ("01-01T00", "01-02T00"): (1, 2),
-        ("01-01T00", "01-01T06"): (1, 5),
-        ("01-01T06", "01-01T12"): (1, 5),
+        ("01-01T00", "01-01T12"): (1, 5),
+        ("01-01T12", "01-02T00"): (1, 5),
     }
-    assert [window for window, items in found.items() if "b" in items] == [("01-02T12", "01-02T18"), ("01-02T00", "01-03T00")]
+    assert [window for window, items in found.items() if "b" in items] == [("01-02T00", "01-03T00"), ("01-02T12", "01-03T00")]
     [spent] = contract.open_ledger(job).spent("test")
     assert spent.cost <= contract.open_ledger(job).known("test").capacity
 
