@@ -33,7 +33,7 @@ LATER = view("u0", "a", "", "2025-01-20T12:00", "2025-01-20T12:00")
 """By its arrival every window of `lines` has closed."""
 
 
-SHORT = ["--trending.size=18h", "--trending.every=1d", "--trending.budget_share=0.01"]
+SHORT = ["--trending.size=22h", "--trending.every=18h", "--trending.budget_share=0.01"]
 
 
 def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path):
@@ -61,7 +61,7 @@ def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path
     assert streamed == scheduled
     short = [short_figures(job) for job in jobs.values()]
     assert short[1] == short[0]
-    assert len([window for window, counted in short[0].items() if counted]) == 4
+    assert len([window for window, counted in short[0].items() if counted]) == 5
     letters = [sorted(letter.value for letter in topics.read(broker, f"{job.source.topic}.dead")) for job in jobs.values()]
     assert letters[0] == letters[1]
     assert letters[1].count(b"{") == 2
