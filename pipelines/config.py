@@ -537,10 +537,11 @@ class Job(pydantic_settings.BaseSettings):
             raise ValueError(
                 f"trending.size = {short.size!r} must be shorter than window.size = {self.window.size!r}, the job's own windows"
             )
-        if self.parts[-1].window.start >= self.window.end:
+        if (first := self._first_short(short)) >= self.window.end:
             raise ValueError(
-                "trending: without a [catalogue] short windows count the items of the job's last release, and window.end comes "
-                "with the first one. Give a catalogue or a later window.end"
+                f"trending: the first short window would start at {first}, and window.end is {self.window.end} (without a "
+                "[catalogue] none starts before the job's first own window is over). Give an earlier trending.start, a "
+                "catalogue, or a later window.end"
             )
         if self.window.max_windows_contributed and short.max_windows_contributed:
             shares = self.window.budget_share + short.budget_share
