@@ -104,7 +104,7 @@ class Plan:
         return ledger.Series(
             start,
             window.duration,
-            (end - start - window.duration) // window.step + 1,
+            dataclasses.replace(window.windows, start=start).count(end),
             window.max_windows_contributed,
             window.min_separation,
             cost,

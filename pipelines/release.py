@@ -244,8 +244,7 @@ def _run(
     find: Find,
 ) -> Path:
     kept.check(account.releases())
-    public = source.load_catalogue(job)
-    public_items = None if public is None else public.table["item_id"].combine_chunks()
+    public_items = source.public_items(job)
     if job.is_trending:
         items = _known_items(job, kept, account) if public_items is None else public_items
     else:

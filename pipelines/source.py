@@ -194,13 +194,12 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
     windows = [part.window for part in job.parts]
     clock = stream.Clock([each.windows for each in windows], job.window.slack, job.settling)
     rules = event_rules(job, dt.datetime.now(dt.UTC))
-    public = load_catalogue(job)
     decoding = events.Decoding(
         rules,
         pseudonym.read_key(job.privacy.key_file),
         # Those who opt out later are left out of the windows that close then (ClosedWindow).
         opt_outs(job),
-        None if public is None else public.table["item_id"].combine_chunks(),
+        public_items(job),
         [*_fields(job), "event_time", "arrival_time"],
         _keeps_late(job),
     )
@@ -254,6 +253,12 @@ def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:
         raise ValueError("the job's catalogue is neither a file nor a topic.")
     rows = items.rows(job.kafka.connection, section.topic, section.columns.get("item_id", "item_id"))
     return catalogue.of_rows(f"topic {section.topic}", rows, *meaning)
+
+
+def public_items(job: config.Job) -> pa.Array | None:
+    """Reads the ids of the job's catalogue as it is now; None: it has none. Raises: as `load_catalogue`."""
+    public = load_catalogue(job)
+    return None if public is None else public.table["item_id"].combine_chunks()
 
 
 def published(job: config.Job, account: ledger.Ledger) -> list[dict[str, Any]]:

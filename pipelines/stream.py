@@ -191,8 +191,8 @@ def _has_new_partitions(job: config.Job, partitions: Sequence[stream.Partition])
 
 def _changed(job: config.Job, began_with: events.Decoding) -> str | None:
     """What has changed so that events may count which the stream has dropped."""
-    public, known, opted_out = source.load_catalogue(job), began_with.catalogue_ids, began_with.opt_outs
-    if public is not None and known is not None and set(public.item_ids) != set(known.to_pylist()):
+    items, known, opted_out = source.public_items(job), began_with.catalogue_ids, began_with.opt_outs
+    if items is not None and known is not None and set(items.to_pylist()) != set(known.to_pylist()):
         return "the catalogue has other items"
     if opted_out is not None and len(opted_out):
         now = source.opt_outs(job)

@@ -299,15 +299,17 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
                 found = [outcomes[length], decoded.outcomes, {decode.OK: -n_late, decode.LATE: n_late}]
                 outcomes[length] = decode.add_outcomes(found)
                 if length == 0:
-                    letters += _signed(topics.letters(batch, decoded.dead_letters), decoded.authors)
-                    if self.decoding.keeps_late:
-                        rows_late, authors = (
-                            each.filter(pa.array(late)) for each in (decoded.rows, decoded.events["privacy_id"])
-                        )
-                        letters += _signed(topics.letters(batch, decode.late_letters(element.path, rows_late)), authors)
+                    letters += self._letters(element.path, batch, decoded, late)
         for length, windows in lengths:
             kept = self._kept(letters) if length == 0 else None
             yield self._report(length, windows.count(ended), Report(element.path, read.position, outcomes[length], kept))
+
+    def _letters(self, path: str, batch: pa.Table, decoded: decode.Decoded, late: np.ndarray) -> Iterator[str]:
+        """The dead rows of a batch and, where they are kept, the late ones."""
+        yield from _signed(topics.letters(batch, decoded.dead_letters), decoded.authors)
+        if self.decoding.keeps_late:
+            rows, authors = (each.filter(pa.array(late)) for each in (decoded.rows, decoded.events["privacy_id"]))
+            yield from _signed(topics.letters(batch, decode.late_letters(path, rows)), authors)
 
     def _parts(self, records: list[Any]) -> Iterator[list[Any]]:
         """Cuts records, which are in the order of their times, where what was reported before ends."""
