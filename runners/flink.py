@@ -108,6 +108,9 @@ def options(
             # What a source defers is state under a name of its own, of which Beam leaves a table behind: with a map for each of
             # so many groups of keys, 128 by default, which was 80 kB, and 800 MB an hour.
             defaults.append(f"--max_parallelism={parallelism}")
+    else:
+        # Else each stage starts a Python of its own.
+        defaults.append("--environment_cache_millis=30000")
     if directory is not None:
         defaults.append(f"--flink_directory={directory}")
     return beam_flags.parse([flag for flag in flags if flag != "--runner=FlinkRunner"], defaults)
@@ -180,17 +183,20 @@ class Result(portable_runner.PipelineResult):
 
     @property
     def state(self) -> str:
-        return self._state if self._is_over else super().state
+        if not self._is_over:
+            try:
+                return super().state
+            except grpc.RpcError:  # Flink has died
+                self._state = runner.PipelineState.FAILED
+        return self._state
 
     def cancel(self) -> None:
-        try:
-            if not self._is_over and not runner.PipelineState.is_terminal(self.state):
-                self._is_cancelled = True
+        if not self._is_over and not runner.PipelineState.is_terminal(self.state):
+            self._is_cancelled = True
+            with contextlib.suppress(grpc.RpcError):
                 # To Beam the job is cancelled when it was told so; it would go on.
                 super().cancel()
-                self._state = runner.PipelineState.CANCELLED
-        except grpc.RpcError:  # Flink has died
-            self._state = runner.PipelineState.FAILED
+            self._state = runner.PipelineState.CANCELLED
         self._end()
 
     def wait_until_finish(self, duration: int | None = None) -> str:
@@ -220,7 +226,8 @@ class Result(portable_runner.PipelineResult):
                 self.metrics()  # for later: they are Flink's
             self._is_over = True
             self._server.cancel_jobs()
-            self._wait_for_workers()
+            if self._state != runner.PipelineState.DONE:  # else Flink keeps them for another stage
+                self._wait_for_workers()
             self._log_tail = self._server.log_tail()
             self._parts.close()
             atexit.unregister(self._end)
