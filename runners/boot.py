@@ -1,0 +1,395 @@
+"""Starts the worker of a job on a host that hasn't the job's code: what the job staged is installed, and is what runs.
+
+usage: sottovoce-worker --id=... --provision_endpoint=...   as a runner calls it (--environment_type=PROCESS)
+       sottovoce-worker --pool PORT                          a service that starts them (--environment_type=EXTERNAL)
+
+It is what Beam's containers have a program in Go for. It needs Beam and nothing of ours: a copy of this file will do.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import grpc
+from apache_beam.portability.api import (
+    beam_artifact_api_pb2,
+    beam_artifact_api_pb2_grpc,
+    beam_fn_api_pb2,
+    beam_fn_api_pb2_grpc,
+    beam_provision_api_pb2,
+    beam_provision_api_pb2_grpc,
+    beam_runner_api_pb2,
+)
+from google.protobuf import json_format
+
+_ENDPOINTS = ("provision_endpoint", "logging_endpoint", "artifact_endpoint", "control_endpoint")
+_PACKAGES = (".whl", ".tar.gz", ".tar", ".zip")
+_KEEP_SECONDS = 86_400
+_PATIENCE_SECONDS = 5
+_TEARDOWN_SECONDS = 2
+_POLL_SECONDS = 0.2
+_STARTED = "started"
+
+log = logging.getLogger(__name__)
+
+
+class BootError(RuntimeError):
+    """A worker can't be started."""
+
+
+class Worker(Protocol):
+    """A process that works for a job."""
+
+    def close(self) -> None:
+        """Tells it to end."""
+
+    def stop(self) -> None:
+        """Ends it, by force if it takes its time."""
+
+
+class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
+    """Starts workers as a runner asks for them. Beam's own pool listens on every interface, this one on loopback.
+
+    Attributes:
+        address: where it listens.
+    """
+
+    def __init__(self, port: int = 0):
+        """Takes the port; 0: any.
+
+        Raises:
+            RuntimeError: the port is taken.
+        """
+        from apache_beam.utils import thread_pool_executor
+
+        # Else two pools would share a port.
+        self._server = grpc.server(thread_pool_executor.shared_unbounded_instance(), options=[("grpc.so_reuseport", 0)])
+        self.address = f"localhost:{self._server.add_insecure_port(f'localhost:{port}')}"
+        self._working: dict[str, Worker] = {}
+        beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(self, self._server)
+
+    def start(self, request: beam_fn_api_pb2.StartWorkerRequest) -> Worker:
+        """Starts a worker.
+
+        Raises:
+            BootError: it ended before it could work.
+        """
+        return _Booted(request)
+
+    def StartWorker(  # noqa: N802  Beam's name
+        self, request: beam_fn_api_pb2.StartWorkerRequest, context: Any
+    ) -> beam_fn_api_pb2.StartWorkerResponse:
+        try:
+            self._working[request.worker_id] = self.start(request)
+        except BootError as error:
+            # Whoever isn't told would wait for it for ever.
+            return beam_fn_api_pb2.StartWorkerResponse(error=str(error))
+        return beam_fn_api_pb2.StartWorkerResponse()
+
+    def StopWorker(  # noqa: N802
+        self, request: beam_fn_api_pb2.StopWorkerRequest, context: Any
+    ) -> beam_fn_api_pb2.StopWorkerResponse:
+        if worker := self._working.get(request.worker_id):
+            worker.stop()
+            self._working.pop(request.worker_id, None)
+        return beam_fn_api_pb2.StopWorkerResponse()
+
+    def are_working(self) -> bool:
+        """Whether the runner has not let go of all of them."""
+        return bool(self._working)
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None)
+        left = self._left()
+        for worker in left:
+            worker.close()
+        for worker in left:
+            worker.stop()
+
+    def _left(self) -> list[Worker]:
+        return [*self._working.values()]
+
+
+class _Booted:
+    """A process that boots and then works; its errors are on our standard error."""
+
+    def __init__(self, request: beam_fn_api_pb2.StartWorkerRequest):
+        reading, writing = os.pipe()
+        command = [sys.executable, "-P", str(Path(__file__).absolute()), f"--id={request.worker_id}", f"--report={writing}"]
+        command += [f"--{name}={getattr(request, name).url}" for name in _ENDPOINTS]
+        with os.fdopen(reading, encoding="utf-8") as report:
+            try:
+                # A key pressed in the terminal doesn't reach it: we end it.
+                self._process = subprocess.Popen(  # noqa: S603  ours, no shell
+                    command, stdin=subprocess.DEVNULL, pass_fds=[writing], start_new_session=True
+                )
+            finally:
+                os.close(writing)
+            told = report.read()
+        if told != _STARTED:
+            code = self._process.wait()
+            raise BootError(told or f"the worker ended with exit code {code} before it could work.")
+
+    def close(self) -> None:
+        self._process.terminate()
+
+    def stop(self) -> None:
+        # It ends by itself when the runner has let go of it.
+        for seconds, end in ((_TEARDOWN_SECONDS, self.close), (_PATIENCE_SECONDS, self._process.kill)):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+                return
+            end()
+        self._process.wait()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program `sottovoce-worker`."""
+    parser = argparse.ArgumentParser(prog="sottovoce-worker", description="A worker for steps in Python of a job on Flink.")
+    parser.add_argument("--pool", type=int, metavar="PORT", help="start workers for whoever asks at this port of localhost")
+    for name in ("id", *_ENDPOINTS):
+        parser.add_argument(f"--{name}", help="given by the runner")
+    parser.add_argument("--report", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child-of", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.child_of is not None:
+        _work(given.child_of)
+    elif given.pool is not None:
+        _serve(given.pool)
+    elif given.id and given.provision_endpoint:
+        _boot(given)
+    else:
+        parser.error("give --pool PORT; all else is for a runner to give")
+
+
+def _serve(port: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        pool = Pool(port)
+    except RuntimeError as error:
+        sys.exit(f"sottovoce-worker: port {port} of localhost: {error}")
+    with pool, contextlib.suppress(KeyboardInterrupt):
+        print(f"listening on {pool.address}", flush=True)
+        while True:
+            signal.pause()
+
+
+def _boot(given: argparse.Namespace) -> None:
+    """Installs what the job staged, and becomes its worker."""
+    parent = os.getppid()
+    os.environ |= {"WORKER_ID": given.id, "LOGGING_API_SERVICE_DESCRIPTOR": _descriptor(given.logging_endpoint)}
+    who = [("worker_id", given.id)]
+    try:
+        with grpc.insecure_channel(given.provision_endpoint) as channel:
+            stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
+            info = stub.GetProvisionInfo(beam_provision_api_pb2.GetProvisionInfoRequest(), metadata=who).info
+        with grpc.insecure_channel(info.artifact_endpoint.url or given.artifact_endpoint) as channel:
+            folder = _take(_Staged(channel, who, info))
+    except (BootError, grpc.RpcError, OSError) as error:
+        _report(given.report, f"the worker {given.id} can't be started: {error}")
+        sys.exit(1)
+    os.environ |= {
+        "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
+        "CONTROL_API_SERVICE_DESCRIPTOR": _descriptor(info.control_endpoint.url or given.control_endpoint),
+        "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
+        # Beam looks for a pickled main session there, in `staged`.
+        "SEMI_PERSISTENT_DIRECTORY": str(folder),
+        # What is staged wins over what is installed.
+        "PYTHONPATH": os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    if info.status_endpoint.url:
+        os.environ["STATUS_API_SERVICE_DESCRIPTOR"] = _descriptor(info.status_endpoint.url)
+    if given.report is not None:
+        with os.fdopen(given.report, "w", encoding="utf-8") as file:
+            file.write(_STARTED)
+    # A new interpreter: this one may have imported another version of what is staged.
+    os.execv(sys.executable, [sys.executable, "-P", str(Path(__file__).absolute()), f"--child-of={parent}"])  # noqa: S606
+
+
+def _descriptor(url: str) -> str:
+    return f"url: {json.dumps(url)}"
+
+
+def _report(file_descriptor: int | None, message: str) -> None:
+    """Tells the pool that started this, or the runner, what is wrong."""
+    print(message, file=sys.stderr, flush=True)
+    if file_descriptor is not None:
+        with os.fdopen(file_descriptor, "w", encoding="utf-8") as file:
+            file.write(message)
+        return
+    from apache_beam.portability.api import endpoints_pb2
+    from apache_beam.runners.worker import log_handler
+    from google.protobuf import text_format
+
+    service = text_format.Parse(os.environ["LOGGING_API_SERVICE_DESCRIPTOR"], endpoints_pb2.ApiServiceDescriptor())
+    handler = log_handler.FnApiLogRecordHandler(service)
+    log.addHandler(handler)
+    log.error(message)
+    handler.close()
+
+
+class _Staged:
+    """What the job staged, still with the runner."""
+
+    def __init__(self, channel: grpc.Channel, who: list[tuple[str, str]], info: beam_provision_api_pb2.ProvisionInfo):
+        self._stub = beam_artifact_api_pb2_grpc.ArtifactRetrievalServiceStub(channel)
+        self._who, self._artifacts = who, info.dependencies
+        # Flink forgets the hashes of artifacts: `staging.hashes` sends them as an option.
+        self._sha256 = json.loads(info.pipeline_options.fields["beam:option:staged_sha256:v1"].string_value or "{}")
+
+    def retrieve(self, directory: Path) -> dict[str, str]:
+        """Writes the files into the directory; returns the SHA-256 of each.
+
+        Raises:
+            BootError: a file is not what the job staged.
+        """
+        request = beam_artifact_api_pb2.ResolveArtifactsRequest(artifacts=self._artifacts)
+        found = dict(
+            self._write(artifact, directory)
+            for artifact in self._stub.ResolveArtifacts(request, metadata=self._who).replacements
+        )
+        if wrong := [name for name, sha256 in self._sha256.items() if found.get(name) != sha256]:
+            raise BootError(f"{', '.join(wrong)}: not what the job staged (by SHA-256); nothing of it was run.")
+        return found
+
+    def _write(self, artifact: beam_runner_api_pb2.ArtifactInformation, directory: Path) -> tuple[str, str]:
+        name = beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(artifact.role_payload).staged_name
+        if not name or Path(name).name != name:
+            raise BootError(f"{name!r} is no name for a staged file.")
+        hashed = hashlib.sha256()
+        request = beam_artifact_api_pb2.GetArtifactRequest(artifact=artifact)
+        with (directory / name).open("wb") as file:
+            for part in self._stub.GetArtifact(request, metadata=self._who):
+                hashed.update(part.data)
+                file.write(part.data)
+        return name, hashed.hexdigest()
+
+
+def _take(files: _Staged) -> Path:
+    """Returns the folder in which those files are (`staged`) and are installed (`site`); it stays while this process lives.
+
+    Raises:
+        BootError: they can't be installed.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce" / "staged"
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # One at a time: of the workers of a job, the first installs.
+    with _locked(root / "lock"):
+        new = Path(tempfile.mkdtemp(dir=root))
+        try:
+            (new / "staged").mkdir()
+            key = [sys.prefix, sys.version, sorted(files.retrieve(new / "staged").items())]
+            folder = root / hashlib.sha256(json.dumps(key).encode()).hexdigest()
+            if not folder.exists():
+                _install(new / "staged", new / "site")
+                new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        os.utime(folder)
+        held = os.open(folder, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_SH)
+        os.set_inheritable(held, True)
+        _prune(root)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _prune(root: Path) -> None:
+    """Deletes the folders that no worker has, and that none has taken for a day."""
+    for folder in root.iterdir():
+        if folder.is_dir() and folder.stat().st_mtime < time.time() - _KEEP_SECONDS:
+            held = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+
+def _install(staged: Path, site: Path) -> None:
+    """Installs the packages and the requirements among the staged files, and nothing that they depend on."""
+    site.mkdir()
+    packages = [name for name in _lines(staged / "extra_packages.txt") if name]
+    packages += [name for name in ["workflow.tar.gz"] if (staged / name).exists()]
+    needed = [line for line in _lines(staged / "requirements.txt") if not _is_installed(line)]
+    if not packages and not needed:
+        return
+    (staged / ".needed.txt").write_text("\n".join(needed), encoding="utf-8")
+    command = [sys.executable, "-P", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--no-build-isolation", "--no-compile", f"--target={site}", f"--find-links={staged}"]
+    cached = [path for path in staged.iterdir() if path.name.endswith(_PACKAGES) and path.name not in packages]
+    if cached or not needed:
+        command.append("--no-index")
+    # All at once: pip would have a second one replace folders of the first (a namespace's).
+    command += ["-r", str(staged / ".needed.txt"), *(str(staged / name) for name in packages)]
+    result = subprocess.run(  # noqa: S603  ours, no shell
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if result.returncode:
+        raise BootError(f"pip can't install what the job staged:\n{result.stdout[-2000:]}")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _is_installed(line: str) -> bool:
+    """Whether a line of requirements pins the version that is installed, or says nothing."""
+    pin = re.fullmatch(r"([\w.-]+)(?:\[[\w.,-]*\])?==([^\s;]+)", line.strip())
+    if pin is None:
+        return not line.split("#")[0].strip()
+    try:
+        return metadata.version(pin[1]) == pin[2]
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _work(parent: int) -> None:
+    """Works, until the runner lets go of it or the process that started this is over."""
+    # A main session that is loaded may have other things by these names.
+    getppid, sleep, end = os.getppid, time.sleep, os._exit
+
+    def end_with_parent() -> None:
+        while getppid() == parent:
+            sleep(_POLL_SECONDS)
+        end(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    from apache_beam.runners.worker import sdk_worker_main
+
+    code = 1
+    try:
+        sdk_worker_main.main([])
+        code = 0
+    finally:
+        # Threads that are left would keep it.
+        end(code)
+
+
+if __name__ == "__main__":
+    main()
