@@ -11,20 +11,20 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import grpc
 from apache_beam.portability.api import (
@@ -44,9 +44,6 @@ _KEEP_SECONDS = 86_400
 _PATIENCE_SECONDS = 5
 _TEARDOWN_SECONDS = 2
 _POLL_SECONDS = 0.2
-_STARTED = "started"
-
-log = logging.getLogger(__name__)
 
 
 class BootError(RuntimeError):
@@ -85,21 +82,13 @@ class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
         beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(self, self._server)
 
     def start(self, request: beam_fn_api_pb2.StartWorkerRequest) -> Worker:
-        """Starts a worker.
-
-        Raises:
-            BootError: it ended before it could work.
-        """
+        """Starts a worker."""
         return _Booted(request)
 
     def StartWorker(  # noqa: N802  Beam's name
         self, request: beam_fn_api_pb2.StartWorkerRequest, context: Any
     ) -> beam_fn_api_pb2.StartWorkerResponse:
-        try:
-            self._working[request.worker_id] = self.start(request)
-        except BootError as error:
-            # Whoever isn't told would wait for it for ever.
-            return beam_fn_api_pb2.StartWorkerResponse(error=str(error))
+        self._working[request.worker_id] = self.start(request)
         return beam_fn_api_pb2.StartWorkerResponse()
 
     def StopWorker(  # noqa: N802
@@ -131,24 +120,13 @@ class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
 
 
 class _Booted:
-    """A process that boots and then works; its errors are on our standard error."""
+    """A process that boots and then works."""
 
     def __init__(self, request: beam_fn_api_pb2.StartWorkerRequest):
-        reading, writing = os.pipe()
-        command = [sys.executable, "-P", str(Path(__file__).absolute()), f"--id={request.worker_id}", f"--report={writing}"]
+        command = [sys.executable, "-P", str(Path(__file__).absolute()), f"--id={request.worker_id}"]
         command += [f"--{name}={getattr(request, name).url}" for name in _ENDPOINTS]
-        with os.fdopen(reading, encoding="utf-8") as report:
-            try:
-                # A key pressed in the terminal doesn't reach it: we end it.
-                self._process = subprocess.Popen(  # noqa: S603  ours, no shell
-                    command, stdin=subprocess.DEVNULL, pass_fds=[writing], start_new_session=True
-                )
-            finally:
-                os.close(writing)
-            told = report.read()
-        if told != _STARTED:
-            code = self._process.wait()
-            raise BootError(told or f"the worker ended with exit code {code} before it could work.")
+        # A key pressed in the terminal doesn't reach it: we end it.
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603  ours, no shell
 
     def close(self) -> None:
         self._process.terminate()
@@ -169,11 +147,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", type=int, metavar="PORT", help="start workers for whoever asks at this port of localhost")
     for name in ("id", *_ENDPOINTS):
         parser.add_argument(f"--{name}", help="given by the runner")
-    parser.add_argument("--report", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--child-of", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.child_of is not None:
-        _work(given.child_of)
+        from apache_beam.runners.worker import sdk_worker_main
+
+        _work(given.child_of, lambda: sdk_worker_main.main([]))
     elif given.pool is not None:
         _serve(given.pool)
     elif given.id and given.provision_endpoint:
@@ -197,20 +176,25 @@ def _serve(port: int) -> None:
 def _boot(given: argparse.Namespace) -> None:
     """Installs what the job staged, and becomes its worker."""
     parent = os.getppid()
-    os.environ |= {"WORKER_ID": given.id, "LOGGING_API_SERVICE_DESCRIPTOR": _descriptor(given.logging_endpoint)}
     who = [("worker_id", given.id)]
+    with grpc.insecure_channel(given.provision_endpoint) as channel:
+        stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
+        info = stub.GetProvisionInfo(beam_provision_api_pb2.GetProvisionInfoRequest(), metadata=who).info
+    # Flink gives a process of its own no other endpoint than that.
+    control, logging, artifacts = (
+        getattr(info, name).url or getattr(given, name)
+        for name in ("control_endpoint", "logging_endpoint", "artifact_endpoint")
+    )
     try:
-        with grpc.insecure_channel(given.provision_endpoint) as channel:
-            stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
-            info = stub.GetProvisionInfo(beam_provision_api_pb2.GetProvisionInfoRequest(), metadata=who).info
-        with grpc.insecure_channel(info.artifact_endpoint.url or given.artifact_endpoint) as channel:
+        with grpc.insecure_channel(artifacts) as channel:
             folder = _take(_Staged(channel, who, info))
-    except (BootError, grpc.RpcError, OSError) as error:
-        _report(given.report, f"the worker {given.id} can't be started: {error}")
-        sys.exit(1)
+    except Exception as error:  # whatever it is: the job has to hear of it
+        _refuse(given.id, control, parent, error)
     os.environ |= {
+        "WORKER_ID": given.id,
         "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
-        "CONTROL_API_SERVICE_DESCRIPTOR": _descriptor(info.control_endpoint.url or given.control_endpoint),
+        "CONTROL_API_SERVICE_DESCRIPTOR": _descriptor(control),
+        "LOGGING_API_SERVICE_DESCRIPTOR": _descriptor(logging),
         "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
         # Beam looks for a pickled main session there, in `staged`.
         "SEMI_PERSISTENT_DIRECTORY": str(folder),
@@ -219,9 +203,6 @@ def _boot(given: argparse.Namespace) -> None:
     }
     if info.status_endpoint.url:
         os.environ["STATUS_API_SERVICE_DESCRIPTOR"] = _descriptor(info.status_endpoint.url)
-    if given.report is not None:
-        with os.fdopen(given.report, "w", encoding="utf-8") as file:
-            file.write(_STARTED)
     # A new interpreter: this one may have imported another version of what is staged.
     os.execv(sys.executable, [sys.executable, "-P", str(Path(__file__).absolute()), f"--child-of={parent}"])  # noqa: S606
 
@@ -230,22 +211,13 @@ def _descriptor(url: str) -> str:
     return f"url: {json.dumps(url)}"
 
 
-def _report(file_descriptor: int | None, message: str) -> None:
-    """Tells the pool that started this, or the runner, what is wrong."""
-    print(message, file=sys.stderr, flush=True)
-    if file_descriptor is not None:
-        with os.fdopen(file_descriptor, "w", encoding="utf-8") as file:
-            file.write(message)
-        return
-    from apache_beam.portability.api import endpoints_pb2
-    from apache_beam.runners.worker import log_handler
-    from google.protobuf import text_format
+def _refuse(worker_id: str, control: str, parent: int, error: Exception) -> NoReturn:
+    """Works for the job only to say that it can't: Flink drops what a process prints, and waits for one that ends for ever."""
+    from apache_beam.runners.worker import sdk_worker
 
-    service = text_format.Parse(os.environ["LOGGING_API_SERVICE_DESCRIPTOR"], endpoints_pb2.ApiServiceDescriptor())
-    handler = log_handler.FnApiLogRecordHandler(service)
-    log.addHandler(handler)
-    log.error(message)
-    handler.close()
+    reason = BootError(f"the worker {worker_id} on {socket.gethostname()} can't be started: {error}")
+    print(reason, file=sys.stderr, flush=True)
+    _work(parent, sdk_worker.SdkHarness(control, worker_id=worker_id, deferred_exception=reason).run)
 
 
 class _Staged:
@@ -369,7 +341,7 @@ def _is_installed(line: str) -> bool:
         return False
 
 
-def _work(parent: int) -> None:
+def _work(parent: int, harness: Callable[[], None]) -> NoReturn:
     """Works, until the runner lets go of it or the process that started this is over."""
     # A main session that is loaded may have other things by these names.
     getppid, sleep, end = os.getppid, time.sleep, os._exit
@@ -380,15 +352,10 @@ def _work(parent: int) -> None:
         end(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    from apache_beam.runners.worker import sdk_worker_main
-
-    code = 1
-    try:
-        sdk_worker_main.main([])
-        code = 0
-    finally:
-        # Threads that are left would keep it.
-        end(code)
+    with contextlib.suppress(grpc.RpcError):  # the runner has ended
+        harness()
+    # Threads that are left would keep it.
+    end(0)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def pack(directory: Path) -> Path:
     files = {
         name: path.read_bytes() for package in (ours.read_text("top_level.txt") or "").split() for name, path in _files(package)
     }
-    files[f"{info}/METADATA"] = (ours.read_text("METADATA") or "").encode()
+    files[f"{info}/METADATA"] = (ours.read_text("METADATA") or ours.read_text("PKG-INFO") or "").encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: sottovoce\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"]).encode()
     wheel = directory / f"{_NAME}-{ours.version}-py3-none-any.whl"
