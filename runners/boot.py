@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import queue
 import re
 import shutil
 import signal
@@ -213,11 +214,17 @@ def _descriptor(url: str) -> str:
 
 def _refuse(worker_id: str, control: str, parent: int, error: Exception) -> NoReturn:
     """Works for the job only to say that it can't: Flink drops what a process prints, and waits for one that ends for ever."""
-    from apache_beam.runners.worker import sdk_worker
-
-    reason = BootError(f"the worker {worker_id} on {socket.gethostname()} can't be started: {error}")
+    reason = f"the worker {worker_id} on {socket.gethostname()} can't be started: {error}"
     print(reason, file=sys.stderr, flush=True)
-    _work(parent, sdk_worker.SdkHarness(control, worker_id=worker_id, deferred_exception=reason).run)
+    answers: queue.SimpleQueue[beam_fn_api_pb2.InstructionResponse] = queue.SimpleQueue()
+
+    def answer() -> None:
+        with grpc.insecure_channel(control) as channel:
+            stub = beam_fn_api_pb2_grpc.BeamFnControlStub(channel)
+            for request in stub.Control(iter(answers.get, None), metadata=[("worker_id", worker_id)]):
+                answers.put(beam_fn_api_pb2.InstructionResponse(instruction_id=request.instruction_id, error=reason))
+
+    _work(parent, answer)
 
 
 class _Staged:
