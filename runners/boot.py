@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import queue
 import re
 import shutil
 import signal
@@ -214,17 +213,22 @@ def _descriptor(url: str) -> str:
 
 def _refuse(worker_id: str, control: str, parent: int, error: Exception) -> NoReturn:
     """Works for the job only to say that it can't: Flink drops what a process prints, and waits for one that ends for ever."""
+    from apache_beam.runners.worker import bundle_processor, sdk_worker
+
     reason = f"the worker {worker_id} on {socket.gethostname()} can't be started: {error}"
     print(reason, file=sys.stderr, flush=True)
-    answers: queue.SimpleQueue[beam_fn_api_pb2.InstructionResponse] = queue.SimpleQueue()
 
-    def answer() -> None:
-        with grpc.insecure_channel(control) as channel:
-            stub = beam_fn_api_pb2_grpc.BeamFnControlStub(channel)
-            for request in stub.Control(iter(answers.get, None), metadata=[("worker_id", worker_id)]):
-                answers.put(beam_fn_api_pb2.InstructionResponse(instruction_id=request.instruction_id, error=reason))
+    def refuse(bundle: Any, descriptor: beam_fn_api_pb2.ProcessBundleDescriptor) -> NoReturn:
+        # Flink would wait for these channels, three minutes, before it hears of an error.
+        for transform in descriptor.transforms.values():
+            if transform.spec.urn in (bundle_processor.DATA_INPUT_URN, bundle_processor.DATA_OUTPUT_URN):
+                port = beam_fn_api_pb2.RemoteGrpcPort.FromString(transform.spec.payload)
+                bundle.data_channel_factory.create_data_channel(port)
+        raise BootError(reason)
 
-    _work(parent, answer)
+    # With Beam's own way, `deferred_exception`, the worker ends and the job doesn't say why.
+    bundle_processor.BundleProcessor.create_execution_tree = refuse
+    _work(parent, sdk_worker.SdkHarness(control, worker_id=worker_id).run)
 
 
 class _Staged:

@@ -107,8 +107,9 @@ def run(flags, out: pathlib.Path) -> list[list]:
     return [json.loads((out / str(i)).read_text()) for i in range(2)]
 
 
-def folders(host: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in (host / "cache" / "sottovoce" / "staged").iterdir() if path.is_dir()]
+def folders(host: pathlib.Path) -> set[pathlib.Path]:
+    """What workers have installed there."""
+    return {path.parent for path in host.glob("cache/sottovoce/staged/*/site")}
 
 
 def test_process_workers_run_the_code_that_came_with_the_job(flink_jars, host, tmp_path):
@@ -116,8 +117,9 @@ def test_process_workers_run_the_code_that_came_with_the_job(flink_jars, host, t
     # What the host has needn't be fetched.
     pinned.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in ("apache-beam", "numpy")))
     flags = [*process(host), f"--artifacts_dir={shared}", f"--requirements_file={pinned}", "--requirements_cache=skip"]
+    before = folders(host)
     seen = run(flags, tmp_path / "out")
-    (folder,) = folders(host)
+    (folder,) = folders(host) - before
     assert [each[1:] for each in seen] == [[f"{folder}/site/transforms/workers.py", "ours", str(host / "venv")]] * 2
     assert seen[0][0] != seen[1][0]
     wait_for(lambda: not any(command_of(pid) for pid, *_ in seen), 5)
@@ -169,6 +171,9 @@ class Job(beam_provision_api_pb2_grpc.ProvisionServiceServicer, beam_fn_api_pb2_
     def GetProvisionInfo(self, request, context):  # noqa: N802
         return beam_provision_api_pb2.GetProvisionInfoResponse(info=self.info)
 
+    def GetProcessBundleDescriptor(self, request, context):  # noqa: N802
+        return beam_fn_api_pb2.ProcessBundleDescriptor(id=request.process_bundle_descriptor_id)
+
     def Control(self, responses, context):  # noqa: N802
         bundle = beam_fn_api_pb2.ProcessBundleRequest(process_bundle_descriptor_id="none")
         yield beam_fn_api_pb2.InstructionRequest(instruction_id="1", process_bundle=bundle)
@@ -207,10 +212,10 @@ def test_workers_share_what_is_installed_and_end_with_their_pool(host, tmp_path,
         file.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         file.writestr("tiny-1.0.dist-info/RECORD", "")
     needed.write_text("tiny==1.0\n")
-    before = set(folders(host))
+    before = folders(host)
     with pool(host) as (process, address), Job({}, wheel, needed) as job:
-        assert all("can't be started" not in answer for answer in job.ask(address, 2))
-        (folder,) = set(folders(host)) - before
+        assert job.ask(address, 2) == ["", ""]
+        (folder,) = folders(host) - before
         assert (folder / "site" / "tiny.py").read_text() == f"NUMBER = {number}"
         working = children(process.pid)
         assert len(working) == 2
@@ -230,8 +235,15 @@ def test_workers_share_what_is_installed_and_end_with_their_pool(host, tmp_path,
 )
 def test_a_worker_that_cannot_be_started_tells_the_job(host, tmp_path, name, sha256, reason):
     (tmp_path / name).write_text("missing-1.0.zip\n")
+    before = folders(host)
     with pool(host) as (_, address), Job(sha256, tmp_path / name) as job:
         assert reason in job.ask(address, 1)[0]
+    assert folders(host) == before
+
+
+def test_two_pools_do_not_share_a_port():
+    with boot.Pool() as pool, pytest.raises(RuntimeError, match="Failed to bind"):
+        boot.Pool(int(pool.address.split(":")[1]))
 
 
 def test_what_no_worker_has_is_deleted_after_a_day(tmp_path):
