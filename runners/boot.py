@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -251,7 +252,8 @@ class _Staged:
             self._write(artifact, directory)
             for artifact in self._stub.ResolveArtifacts(request, metadata=self._who).replacements
         )
-        if wrong := [name for name, sha256 in self._sha256.items() if found.get(name) != sha256]:
+        wrong = [name for name in {**found, **self._sha256} if found.get(name) != self._sha256.get(name)]
+        if wrong and self._sha256:
             raise BootError(f"{', '.join(wrong)}: not what the job staged (by SHA-256); nothing of it was run.")
         return found
 
@@ -363,10 +365,15 @@ def _work(parent: int, harness: Callable[[], None]) -> NoReturn:
         end(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    with contextlib.suppress(grpc.RpcError):  # the runner has ended
-        harness()
+    code = 0
+    try:
+        with contextlib.suppress(grpc.RpcError):  # the runner has ended
+            harness()
+    except Exception:
+        traceback.print_exc()
+        code = 1
     # Threads that are left would keep it.
-    end(0)
+    end(code)
 
 
 if __name__ == "__main__":
