@@ -15,6 +15,8 @@ from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 
 _NAME = "sottovoce"
+# Of what lies in our folders (in a checkout's `data/`, somebody's events, say) no more than is ours.
+_SUFFIXES = (".lock", ".mako", ".py", ".sql")
 # The same files give the same wheel, which workers then have already.
 _DATE = (1980, 1, 1, 0, 0, 0)
 # What Beam puts into a directory of its own, which it leaves behind.
@@ -58,7 +60,7 @@ def _files(package: str) -> Iterator[tuple[str, Path]]:
     for folder in (spec and spec.submodule_search_locations) or []:
         for init in sorted(Path(folder).rglob("__init__.py")):
             for path in sorted(init.parent.iterdir()):
-                if path.is_file():
+                if path.suffix in _SUFFIXES:
                     yield str(package / path.relative_to(folder)), path
 
 
