@@ -9,6 +9,7 @@ import argparse
 import atexit
 import contextlib
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,9 @@ from apache_beam.options import pipeline_options
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners import runner
 from apache_beam.runners.portability import flink_runner, portable_runner
+from apache_beam.transforms import environments
 
-from runners import beam_flags, workers
+from runners import beam_flags, staging, workers
 from runners.job_server import FlinkError, JobServer
 
 _RUNNER = f"{__name__}.Runner"
@@ -55,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 class FlinkOptions(pipeline_options.PipelineOptions):
-    """The options of Flink, and one of ours."""
+    """The options of Flink, and two of ours."""
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -64,6 +66,7 @@ class FlinkOptions(pipeline_options.PipelineOptions):
         for name in _SWITCHES.split():
             parser.add_argument(f"--{name}", action="store_true", default=None)
         parser.add_argument("--flink_directory", help="Where a streaming job keeps its checkpoints and its log.")
+        parser.add_argument("--staged_sha256", help="For workers elsewhere; the runner gives it.")
 
 
 def options(
@@ -125,7 +128,29 @@ def last_checkpoint(directory: Path) -> Path | None:
 class Runner(flink_runner.FlinkRunner):
     """Beam's FlinkRunner with a job server for each job, that ends with it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._code: tempfile.TemporaryDirectory[str] | None = None
+
+    def default_environment(self, options: pipeline_options.PipelineOptions) -> environments.Environment:
+        """Where steps in Python run; where that is elsewhere, our code goes along."""
+        if options.view_as(pipeline_options.PortableOptions).environment_type != "LOOPBACK":
+            self._code = tempfile.TemporaryDirectory(prefix="sottovoce-")
+            options = staging.with_code(options, Path(self._code.name))
+        return super().default_environment(options)
+
     def run_portable_pipeline(
+        self, pipeline: beam_runner_api_pb2.Pipeline, options: pipeline_options.PipelineOptions
+    ) -> runner.PipelineResult:
+        options.view_as(FlinkOptions).staged_sha256 = staging.hashes(pipeline)
+        try:
+            return self._submit(pipeline, options)
+        finally:
+            staging.clear(pipeline)
+            if self._code is not None:
+                self._code.cleanup()
+
+    def _submit(
         self, pipeline: beam_runner_api_pb2.Pipeline, options: pipeline_options.PipelineOptions
     ) -> runner.PipelineResult:
         if options.view_as(pipeline_options.PortableOptions).job_endpoint:
@@ -138,8 +163,13 @@ class Runner(flink_runner.FlinkRunner):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.ExitStack() as stack:
             jar = options.view_as(pipeline_options.FlinkRunnerOptions).flink_job_server_jar
+            artifacts = options.view_as(pipeline_options.JobServerOptions).artifacts_dir
             server = stack.enter_context(
-                JobServer(None if directory is None else directory / "flink.log", Path(jar) if jar else None)
+                JobServer(
+                    None if directory is None else directory / "flink.log",
+                    Path(jar) if jar else None,
+                    Path(artifacts).absolute() if artifacts else None,
+                )
             )
             if flink.flink_conf_dir is None:
                 flink.flink_conf_dir = str(server.directory)

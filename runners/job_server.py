@@ -64,15 +64,21 @@ class JobServer:
         flink_port: where Flink's own interface is, if its settings say so (rest.bind-port).
     """
 
-    def __init__(self, log_file: Path | None = None, jar: Path | None = None):
+    def __init__(self, log_file: Path | None = None, jar: Path | None = None, artifacts: Path | None = None):
         """Makes the directory.
 
         Args:
             log_file: default: in the directory.
             jar: one of Beam's own job servers, instead of the jars that are fetched. Those listen on every interface.
+            artifacts: where there is to be a folder, for us alone, with what the job stages; TaskManagers read it by its
+                path. Default: in the directory.
         """
         self.directory = Path(tempfile.mkdtemp(prefix="sottovoce-flink-"))
         self.log_file = log_file or self.directory / "flink.log"
+        self._staged = self.directory / "staged"
+        if artifacts is not None:
+            artifacts.mkdir(parents=True, exist_ok=True)
+            self._staged = Path(tempfile.mkdtemp(prefix="sottovoce-", dir=artifacts))
         self.job_port, self.flink_port = subprocess_server.pick_port(None, None)
         self._jar = jar
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,7 +100,7 @@ class JobServer:
             f"--job-port={self.job_port}",
             "--artifact-port=0",
             "--expansion-port=0",
-            f"--artifacts-dir={self.directory}/staged",
+            f"--artifacts-dir={self._staged}",
         ]
         with self.log_file.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603  ours, no shell
@@ -150,7 +156,8 @@ class JobServer:
                 self._process.wait(_PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 log.warning("Flink's process %d does not end", self._process.pid)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        for directory in (self._staged, self.directory):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
