@@ -66,7 +66,7 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
 
     def are_working(self) -> bool:
         """Whether Flink has not let go of all of them."""
-        return bool(self._working)
+        return any(worker.is_running() for worker in self._working.values())
 
     def __enter__(self) -> Self:
         self._server.start()
@@ -101,6 +101,9 @@ class _Worker:
         """Has it work for the Flink at that URL."""
         self._input.write(f"{json.dumps([url, worker_id])}\n".encode())
         self._input.flush()
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def close(self) -> None:
         """Tells it to end."""
