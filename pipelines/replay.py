@@ -102,13 +102,12 @@ def run(replay: Replay, connection: kafka_client.Connection) -> Counter[str]:
     sent: Counter[str] = Counter()
     start = time.monotonic()
     settings = {"linger_ms": 20, "batch_size": 256 << 10, "delivery_timeout_ms": _DELIVERY_SECONDS * 1000}
-    try:
-        with kafka_client.producer(connection, **settings) as producer:
+    with kafka_client.producer(connection, **settings) as producer:
+        try:
             for batch in _paced(messages(replay, len(partitions)), replay.speed):
                 _send(producer, replay, batch)
                 sent.update(batch["kind"].to_pylist())
-    finally:
-        if sent:
+        finally:  # an interrupted one says how far it came: what the broker is known to have
             log.info(
                 "%s: %d events sent, %d of them again, and %d malformed messages; %.0f messages a second",
                 replay.topic,

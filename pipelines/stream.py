@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from apache_beam.runners.runner import PipelineState
 
 from data import book, catalogue, errors, ledger, store
-from pipelines import config, publish, release, source, train
-from runners import flink, flink_rest
+from pipelines import config, engine, publish, release, source, train
+from runners import flink_rest
 from transforms import bounding
 from transforms.ingest import events, kafka_client, pseudonym, stream
 
@@ -33,8 +33,6 @@ _PARTITIONS_SECONDS = 30.0
 _RESTART_SECONDS = 5.0
 _BUCKETS = 16
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
-_NO_CHECKPOINTS = "--checkpointing_interval=-1"
-"""The topic is what a stream begins again from; with checkpoints, windows closed some seconds later."""
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +95,7 @@ def _closed(
     parts, (place, number) = job.parts, wanted
     ended = parts[place].window.bounds(number)[1] - dt.timedelta(microseconds=1)
     partitions = source.stream_partitions(job, ended)
-    try:
-        pipeline = beam.Pipeline(options=flink.options([_NO_CHECKPOINTS, *beam_flags], streaming=True))
-    except ValueError as error:
-        raise config.JobFileError(str(error)) from error
+    pipeline = beam.Pipeline(options=engine.options(job, beam_flags, streaming=True))
     has_book = any(part.window.max_windows_contributed for part in parts)
     buckets = book.SHARDS if has_book else job.runner.buckets or _BUCKETS
     group = bounding.GroupByUser(buckets, job.source.event_types, str(run_directory))

@@ -9,6 +9,7 @@ import argparse
 import atexit
 import contextlib
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,9 @@ from apache_beam.options import pipeline_options
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners import runner
 from apache_beam.runners.portability import flink_runner, portable_runner
+from apache_beam.transforms import environments
 
-from runners import beam_flags, flink_java, workers
+from runners import beam_flags, flink_java, staging, workers
 from runners.flink_rest import FlinkError
 from runners.job_server import JobServer
 
@@ -48,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class FlinkOptions(pipeline_options.PipelineOptions):
-    """The options of Flink, and one of ours."""
+    """The options of Flink, and two of ours."""
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -57,6 +59,7 @@ class FlinkOptions(pipeline_options.PipelineOptions):
         for name in _SWITCHES.split():
             parser.add_argument(f"--{name}", action="store_true", default=None)
         parser.add_argument("--flink_directory", help="Where a streaming job keeps its checkpoints and its log.")
+        parser.add_argument("--staged_sha256", help="For workers elsewhere; the runner gives it.")
 
 
 def options(
@@ -101,6 +104,9 @@ def options(
             # What a source defers is state under a name of its own, of which Beam leaves a table behind: with a map for each of
             # so many groups of keys, 128 by default, which was 80 kB, and 800 MB an hour.
             defaults.append(f"--max_parallelism={parallelism}")
+    else:
+        # Else each stage starts a Python of its own.
+        defaults.append("--environment_cache_millis=30000")
     if directory is not None:
         defaults.append(f"--flink_directory={directory}")
     return beam_flags.parse([flag for flag in flags if flag != "--runner=FlinkRunner"], defaults)
@@ -115,7 +121,29 @@ def last_checkpoint(directory: Path) -> Path | None:
 class Runner(flink_runner.FlinkRunner):
     """Beam's FlinkRunner with a job server for each job, that ends with it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._code: tempfile.TemporaryDirectory[str] | None = None
+
+    def default_environment(self, options: pipeline_options.PipelineOptions) -> environments.Environment:
+        """Where steps in Python run; where that is elsewhere, our code goes along."""
+        if options.view_as(pipeline_options.PortableOptions).environment_type != "LOOPBACK":
+            self._code = tempfile.TemporaryDirectory(prefix="sottovoce-")
+            options = staging.with_code(options, Path(self._code.name))
+        return super().default_environment(options)
+
     def run_portable_pipeline(
+        self, pipeline: beam_runner_api_pb2.Pipeline, options: pipeline_options.PipelineOptions
+    ) -> runner.PipelineResult:
+        options.view_as(FlinkOptions).staged_sha256 = staging.hashes(pipeline)
+        try:
+            return self._submit(pipeline, options)
+        finally:
+            staging.clear(pipeline)
+            if self._code is not None:
+                self._code.cleanup()
+
+    def _submit(
         self, pipeline: beam_runner_api_pb2.Pipeline, options: pipeline_options.PipelineOptions
     ) -> runner.PipelineResult:
         if options.view_as(pipeline_options.PortableOptions).job_endpoint:
@@ -128,9 +156,15 @@ class Runner(flink_runner.FlinkRunner):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.ExitStack() as stack:
             ours = options.view_as(pipeline_options.FlinkRunnerOptions)
-            master = None if ours.flink_master.startswith("[") else ours.flink_master
-            jar = Path(ours.flink_job_server_jar) if ours.flink_job_server_jar else None
-            server = stack.enter_context(JobServer(None if directory is None else directory / "flink.log", jar, master))
+            artifacts = options.view_as(pipeline_options.JobServerOptions).artifacts_dir
+            server = stack.enter_context(
+                JobServer(
+                    None if directory is None else directory / "flink.log",
+                    Path(ours.flink_job_server_jar) if ours.flink_job_server_jar else None,
+                    Path(artifacts).absolute() if artifacts else None,
+                    None if ours.flink_master.startswith("[") else ours.flink_master,
+                )
+            )
             if flink.flink_conf_dir is None:
                 flink.flink_conf_dir = str(server.directory)
                 is_stream = options.view_as(pipeline_options.StandardOptions).streaming
@@ -173,17 +207,20 @@ class Result(portable_runner.PipelineResult):
 
     @property
     def state(self) -> str:
-        return self._state if self._is_over else super().state
+        if not self._is_over:
+            try:
+                return super().state
+            except grpc.RpcError:  # Flink has died
+                self._state = runner.PipelineState.FAILED
+        return self._state
 
     def cancel(self) -> None:
-        try:
-            if not self._is_over and not runner.PipelineState.is_terminal(self.state):
-                self._is_cancelled = True
+        if not self._is_over and not runner.PipelineState.is_terminal(self.state):
+            self._is_cancelled = True
+            with contextlib.suppress(grpc.RpcError):
                 # To Beam the job is cancelled when it was told so; it would go on.
                 super().cancel()
-                self._state = runner.PipelineState.CANCELLED
-        except grpc.RpcError:  # Flink has died
-            self._state = runner.PipelineState.FAILED
+            self._state = runner.PipelineState.CANCELLED
         self._end()
 
     def wait_until_finish(self, duration: int | None = None) -> str:
@@ -213,7 +250,8 @@ class Result(portable_runner.PipelineResult):
                 self.metrics()  # for later: they are Flink's
             self._is_over = True
             self._server.cancel_job()
-            self._wait_for_workers()
+            if self._state != runner.PipelineState.DONE:  # else Flink keeps them for another stage
+                self._wait_for_workers()
             self._log_tail = self._server.log_tail()
             self._parts.close()
             atexit.unregister(self._end)

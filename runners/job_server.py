@@ -39,16 +39,28 @@ class JobServer:
         job_id: what Flink calls the job, if its settings say so ($internal.pipeline.job-id).
     """
 
-    def __init__(self, log_file: Path | None = None, jar: Path | None = None, master: str | None = None):
+    def __init__(
+        self,
+        log_file: Path | None = None,
+        jar: Path | None = None,
+        artifacts: Path | None = None,
+        master: str | None = None,
+    ):
         """Makes the directory.
 
         Args:
             log_file: default: in the directory.
             jar: one of Beam's own job servers, instead of the jars that are fetched. Those listen on every interface.
+            artifacts: where there is to be a folder, for us alone, with what the job stages; TaskManagers read it by its
+                path. Default: in the directory.
             master: HOST:PORT of the cluster that the job is for; None: a Flink of its own.
         """
         self.directory = Path(tempfile.mkdtemp(prefix="sottovoce-flink-"))
         self.log_file = log_file or self.directory / "flink.log"
+        self._staged = self.directory / "staged"
+        if artifacts is not None:
+            artifacts.mkdir(parents=True, exist_ok=True)
+            self._staged = Path(tempfile.mkdtemp(prefix="sottovoce-", dir=artifacts))
         self.job_port, self.flink_port = subprocess_server.pick_port(None, None)
         self.job_id = secrets.token_hex(16)
         self._is_remote = master is not None
@@ -74,7 +86,7 @@ class JobServer:
             f"--job-port={self.job_port}",
             "--artifact-port=0",
             "--expansion-port=0",
-            f"--artifacts-dir={self.directory}/staged",
+            f"--artifacts-dir={self._staged}",
         ]
         job = self._flink.job_url(self.job_id) if self._is_remote else ""
         with self.log_file.open("wb") as output:
@@ -128,7 +140,8 @@ class JobServer:
                 self._process.wait(_PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 log.warning("Flink's process %d does not end", self._process.pid)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        for directory in (self._staged, self.directory):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self

@@ -4,10 +4,15 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from runners import cluster as clusters
 from runners import flink_java, jars, kafka
+
+# A machine that is busy with other tests is slow at times.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -44,7 +44,7 @@ def expected(windows: list[list[int]], page: ledger.Page) -> list[list[int]]:
     return [sorted(user for user, past in was_in.items() if number in past) for number in range(len(windows))]
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(
     st.lists(st.lists(st.integers(0, 5), unique=True), max_size=8), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3)
 )
@@ -90,7 +90,7 @@ def test_a_dear_window_keeps_out_whom_a_cheap_one_lets_in(tmp_path):
     ]
 
 
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=20)
 @hypothesis.given(
     st.lists(st.lists(st.integers(0, 5), unique=True), max_size=4), st.sets(st.integers(0, 7), min_size=1), st.integers(1, 3)
 )

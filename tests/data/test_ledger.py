@@ -847,7 +847,7 @@ def play(events: list[dict]) -> tuple[dict[str, list[float]], int]:
     return drawn, refused
 
 
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(st.lists(EVENT, min_size=1, max_size=25))
 def test_whatever_is_asked_the_granted_releases_stay_within_the_contract(events):
     for noise_multipliers in play(events)[0].values():

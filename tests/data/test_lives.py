@@ -105,7 +105,7 @@ class World:
         return found
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(ACTIVE, st.lists(STEP, min_size=5, max_size=40))
 def test_whatever_happens_each_user_stays_within_the_contract(tmp_path_factory, active, steps):
     world = World(tmp_path_factory.mktemp("world"), active)

@@ -192,7 +192,6 @@ def test_bounds_are_those_of_the_period_that_the_time_is_charged_in(period, time
     assert len(periods.names(period, start - moment, start + moment)) == 2
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(st.sampled_from(["week", "day"]), st.integers(1, 200), st.integers(-20_000, 20_000))
 def test_windows_divide_a_period_when_each_of_them_lies_in_one(period, size, first):
     """Sizes and starts are whole hours: what the first 200 windows do is what all do."""

@@ -108,7 +108,17 @@ def test_a_least_job_file_gets_the_defaults(path):
         "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar", "noise": "chacha"},
         "model": {"retrain": None, "rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
         "publish": {"keep_versions": 5},
-        "runner": {"kind": "direct", "buckets": None, "spill": True, "memory_gb": None, "workers": None},
+        "runner": {
+            "kind": "direct",
+            "master": "[local]",
+            "parallelism": 1,
+            "environment": "loopback",
+            "worker": None,
+            "buckets": None,
+            "spill": True,
+            "memory_gb": None,
+            "workers": None,
+        },
         "alerts": {
             "max_lag": None,
             "max_delay_seconds": None,
@@ -312,6 +322,14 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
         ),
         pytest.param(
             ["--cooccurrence.max_items", "few"], r"max_items = 'few': must be \"auto\" or in 1\.\.20000", id="max_items"
+        ),
+        pytest.param(["--runner.master", "http://h:1"], r"runner\.master = 'http://h:1': .* match pattern", id="master"),
+        pytest.param(["--runner.environment", "process"], r'runner: .*"process" needs worker, the command', id="no worker"),
+        pytest.param(["--runner.worker", "h:1"], r'runner: .*"loopback" takes none', id="worker of nothing"),
+        pytest.param(
+            ["--runner.environment=external", "--runner.worker=h:1", "--job.store=build/store"],
+            r"job\.store = 'build/store' with runner\.environment = 'external': .* from the root on",
+            id="relative store",
         ),
         pytest.param(["--job.name="], r"job\.name = '': .* at least 1 character", id="empty text"),
         pytest.param(["--model.rank"], r"^--model\.rank: needs a value", id="no value"),

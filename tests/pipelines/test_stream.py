@@ -22,7 +22,7 @@ from runners import direct
 from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published, view, write_job
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, short_figures, until, without_noise
-from tests.runners.processes import connections, flink_processes, is_worker
+from tests.runners.processes import connections, flink_processes, is_java, is_worker
 from transforms import bounding
 from transforms.ingest import pseudonym
 from transforms.ingest import stream as ingest
@@ -107,17 +107,22 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
     assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20), (30, 30)]
 
 
-def test_a_stream_that_begins_again_leaves_nothing_behind(broker, flink_jars, tmp_path):
+def test_a_stream_that_has_to_begin_again_says_so_and_leaves_nothing_behind(broker, flink_jars, tmp_path):
     workers = 2
     path, topic = topics.write_job(tmp_path, broker)
     job = topics.load(path, *DAYS, f"--runner.workers={workers}")
     topics.send(broker, topic, [{**topics.message(LATER), "partition": partition} for partition in range(3)])
-    for _ in range(2):
+    for dies in ("nothing", "a worker", "Java"):
         with contextlib.closing(stream._closed(job, (0, 0), tmp_path, [], [])) as flow:
             next(flow)
             reading = {pid: connections(pid, broker.port) for pid in flink_processes(os.getpid()) if is_worker(pid)}
             assert len(reading) == workers
             assert all(reading.values())
+            if dies != "nothing":
+                [pid, *_] = reading if dies == "a worker" else filter(is_java, flink_processes(os.getpid()))
+                os.kill(pid, signal.SIGKILL)
+                # It would go on for ever.
+                list(flow)
         assert flink_processes(os.getpid()) == set()
         assert connections(os.getpid(), broker.port) == 0
 

@@ -25,6 +25,10 @@ def is_worker(pid: int) -> bool:
     return "runners.worker" in command_of(pid)
 
 
+def is_java(pid: int) -> bool:
+    return command_of(pid).split("\0")[0].endswith("/java")
+
+
 def listening(pids: set[int]) -> list[str]:
     """The addresses, as /proc/net has them, that processes listen on."""
     return [here.split(":")[0] for pid in pids for here, _, state in sockets(pid) if state == "0A"]

@@ -16,7 +16,7 @@ from apache_beam.portability.api import beam_job_api_pb2
 
 from runners import flink, flink_java, flink_rest, jars, job_server, tether
 from tests.runners import counting
-from tests.runners.processes import command_of, flink_processes, is_worker, listening
+from tests.runners.processes import command_of, flink_processes, is_java, listening
 
 LOCKED = "org.objenesis:objenesis:2.1"
 
@@ -166,8 +166,9 @@ def test_a_stream_goes_on_after_its_process_was_killed(flink_jars, tmp_path):
     result = root.run()
     wait_for(lambda: len(counting.windows(tmp_path)) >= n_windows + 4)
     for pid in flink_processes(os.getpid()):
-        if not is_worker(pid) and "tether.py" not in command_of(pid):
+        if is_java(pid):
             os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: result.state == "FAILED")
     with pytest.raises(flink_rest.FlinkError, match="Flink died"):
         result.wait_until_finish()
     assert result.state == "FAILED"

@@ -427,7 +427,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@hypothesis.settings(max_examples=25, deadline=None, database=None, derandomize=True)
+@hypothesis.settings(max_examples=25, database=None, derandomize=True)
 @hypothesis.given(st.lists(ROWS, min_size=2, max_size=8))
 def test_what_becomes_of_a_row_never_depends_on_other_rows(rows):
     rules = make_rules("arrival_time", "value", "event_id", min_value=-5.0, slack_seconds=3600.0)

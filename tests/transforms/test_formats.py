@@ -81,7 +81,7 @@ def test_a_slice_of_a_batch_is_decoded_as_itself(make, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(
     bad=st.lists(
         st.tuples(st.integers(0, 30), st.one_of(st.binary(max_size=300), st.text(max_size=50).map(str.encode), st.none())),

@@ -37,7 +37,6 @@ def table(rows: list[tuple[float, float]]) -> pa.Table:
 SECONDS = st.integers(-400, 400).map(lambda tenths: tenths / 10)
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(
     st.lists(st.tuples(SECONDS, SECONDS), max_size=20),
     st.sampled_from([(10, 10), (10, 5), (10, 3), (1, 1)]),

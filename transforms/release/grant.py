@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 
@@ -51,9 +51,7 @@ def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
     if granted and granted.status == ledger.PUBLISHED:
         refused, exit_code, granted = "another run published it meanwhile.", errors.AlreadyReleasedError.exit_code, None
     record = {
-        "window_start": asked.request.window_start.isoformat(),
-        "window_end": asked.request.window_end.isoformat(),
-        "started": asked.started.isoformat(),
+        **_nothing_read(asked.request.window_start.isoformat(), asked.request.window_end.isoformat(), asked.started),
         "read_seconds": (dt.datetime.now(dt.UTC) - asked.started).total_seconds() if asked.is_reading else None,
         "source": dict(asked.digests),
         "outcomes": outcomes,
@@ -69,9 +67,24 @@ def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
 
 def note_refusal(kept: store.Store, name: str, window_start: str, window_end: str, why: str, exit_code: int) -> None:
     """Writes the run record, under a name, of a release that was refused before anything was read."""
-    nothing = {"source": {}, "outcomes": {}, "malformed_share": 0.0, "read_seconds": None, "release_id": None}
-    window = {"window_start": window_start, "window_end": window_end, "started": dt.datetime.now(dt.UTC).isoformat()}
-    kept.write_run_record(name, {**window, **nothing, "refused": why, "exit_code": exit_code})
+    nothing = _nothing_read(window_start, window_end, dt.datetime.now(dt.UTC))
+    kept.write_run_record(name, {**nothing, "refused": why, "exit_code": exit_code})
+
+
+def _nothing_read(window_start: str, window_end: str, started: dt.datetime) -> dict[str, Any]:
+    """The run record of a release of which nothing is known yet: its times are text, as in JSON."""
+    return {
+        "window_start": window_start,
+        "window_end": window_end,
+        "started": started.isoformat(),
+        "read_seconds": None,
+        "source": {},
+        "outcomes": {},
+        "malformed_share": 0.0,
+        "refused": None,
+        "exit_code": 0,
+        "release_id": None,
+    }
 
 
 class ReserveBudget(beam.PTransform):

@@ -1,0 +1,74 @@
+"""A job on Flink has the figures of the same job on the DirectRunner."""
+
+import json
+import shutil
+
+import pytest
+
+from pipelines import config, engine, release
+from tests.audit import trial
+from tests.pipelines import example
+from tests.pipelines.test_topics import until
+
+DAYS, N_EVENTS = 1, 5_000
+
+
+@pytest.fixture
+def job(tmp_path) -> config.Job:
+    return example.load(example.write_job(tmp_path, []))
+
+
+def options(job: config.Job, section: dict, *flags: str, streaming: bool = False) -> dict:
+    changed = job.model_copy(update={"runner": config.RunnerSection(**section)})
+    return engine.options(changed, flags, streaming).get_all_options(retain_unknown_options=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_section_chooses_the_engine_of_releases_and_streams_have_flink(job, streaming):
+    given = options(job, {"kind": "direct"}, streaming=streaming)
+    assert given["runner"].endswith("flink.Runner" if streaming else "FnApiRunner")
+    given = options(job, {"kind": "flink", "master": "flink.example:8081", "parallelism": 3}, streaming=streaming)
+    assert given["runner"] == "runners.flink.Runner"
+    assert (given["flink_master"], given["parallelism"], given["job_name"]) == ("flink.example:8081", 3, job.job.name)
+    assert given["streaming"] is streaming
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "payload"),
+    [
+        pytest.param({}, "LOOPBACK", None, id="loopback"),
+        pytest.param({"environment": "process", "worker": "/w --x"}, "PROCESS", {"command": "/w --x"}, id="process"),
+        pytest.param({"environment": "external", "worker": "h:1"}, "EXTERNAL", "h:1", id="external"),
+    ],
+)
+def test_steps_in_python_run_where_the_section_says(job, section, kind, payload):
+    given = options(job, {"kind": "flink", **section})
+    assert given["environment_type"] == kind
+    assert (json.loads(given["environment_config"]) if kind == "PROCESS" else given["environment_config"]) == payload
+
+
+def test_flags_win_over_the_section_and_one_that_beam_does_not_know_is_refused(job):
+    given = options(job, {"kind": "flink", "parallelism": 3}, "--parallelism=2", "--flink_master=[auto]")
+    assert (given["parallelism"], given["flink_master"]) == (2, "[auto]")
+    with pytest.raises(config.JobFileError, match="--paralelism: neither"):
+        options(job, {"kind": "flink"}, "--paralelism=2")
+    assert options(job, {"kind": "direct"}, "--direct_num_workers=1")["direct_num_workers"] == 1
+
+
+def test_a_release_on_flink_counts_what_one_on_the_direct_runner_counts(flink_jars, tmp_path):
+    """Bounds bind; the noise of counts stays below one."""
+    counts = {}
+    for kind in ("direct", "flink"):
+        directory = tmp_path / kind
+        directory.mkdir()
+        path = example.write_job(directory, [], epsilon=trial.EXACT)
+        trial.write_events(directory, N_EVENTS, DAYS)
+        if kind == "flink":
+            shutil.copy(tmp_path / "direct" / "pseudonym.key", directory)
+        flags = ["--counts.max_partitions_contributed=3", "--counts.max_contributions_per_partition=1"]
+        job = example.load(path, *trial.flags(DAYS), *flags, f"--runner.kind={kind}", "--runner.parallelism=2")
+        list(release.run_until(job, until(DAYS + 1, 1)))
+        counts[kind] = trial.released(job)
+    assert counts["flink"] == counts["direct"]
+    everything = trial.counted(tmp_path / "direct" / "events.csv")
+    assert 0 < sum(users for users, _ in counts["direct"].values()) < sum(users for users, _ in everything.values())
