@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(command=_synth)
     _add_kafka(commands.add_parser("kafka", help="a job's topics, and a broker on this machine for trials", allow_abbrev=False))
+    _add_flink(commands.add_parser("flink", help="a Flink cluster on this machine for trials; jobs of any", allow_abbrev=False))
     _add_replay(commands.add_parser("replay", help="send files of events to a Kafka topic", allow_abbrev=False))
     return parser
 
@@ -132,6 +133,30 @@ def _add_kafka(parser: argparse.ArgumentParser) -> None:
     init = actions.add_parser("init", help="make the topics of a job, or say what is wrong with them", allow_abbrev=False)
     init.add_argument("job", type=Path, metavar="JOB.toml")
     init.set_defaults(command=_kafka_init, takes_flags=True)
+
+
+def _add_flink(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, text in (
+        ("up", "start it, or what of it died, in the background, and print how a job file names it"),
+        ("down", "stop it, with its jobs; their checkpoints stay"),
+        ("status", "its TaskManagers, slots and jobs"),
+        ("cancel", "cancel a job"),
+    ):
+        flink = actions.add_parser(name, help=text, allow_abbrev=False)
+        if name in ("up", "down"):
+            flink.add_argument(
+                "--directory", type=Path, help="its settings, logs and checkpoints; default: in your state directory"
+            )
+        else:
+            flink.add_argument("--master", metavar="HOST:PORT", help="default: the cluster that `up` starts by default")
+        if name == "up":
+            flink.add_argument("--port", type=int, help="default: as before, or 8081")
+            flink.add_argument("--task-managers", type=_count, metavar="N", help="default: as before, or 1")
+            flink.add_argument("--slots", type=_count, metavar="N", help="of each TaskManager; default: as before, or 4")
+        if name == "cancel":
+            flink.add_argument("job_name_or_id", metavar="JOB_NAME_OR_ID")
+        flink.set_defaults(command=_flink, action=name)
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +186,12 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port: 1 to 65535, or 0 for any that is free")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 9999")
     return int(text)
 
 
@@ -384,6 +415,21 @@ def _kafka_init(arguments: argparse.Namespace, flags: list[str]) -> None:
     from pipelines import kafka
 
     kafka.init(_own_flags_only(arguments, flags))
+
+
+def _flink(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import flink
+
+    match arguments.action:
+        case "up":
+            directory = arguments.directory or flink.default_directory()
+            print("\n".join(flink.up(directory, arguments.port, arguments.task_managers, arguments.slots)))
+        case "down":
+            flink.down(arguments.directory or flink.default_directory())
+        case "status":
+            print("\n".join(flink.status(arguments.master)))
+        case "cancel":
+            flink.cancel(arguments.job_name_or_id, arguments.master)
 
 
 def _replay(arguments: argparse.Namespace, flags: list[str]) -> None:

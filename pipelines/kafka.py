@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data import errors, state
 from pipelines import config
+from runners import background
 from runners import kafka as local
 from transforms.ingest import kafka_client
 
@@ -43,7 +44,7 @@ def up(directory: Path, port: int | None, secure: bool) -> list[str]:
             broker.port = port or broker.port or PORT
             broker.start()
             log.info("Kafka %s is up at %s, in %s", local.VERSION, broker.bootstrap, broker.directory)
-    except (local.BrokerError, OSError) as error:
+    except (background.BackgroundError, OSError) as error:
         raise errors.BadInputError(f"kafka: {error}") from error
     settings = {"bootstrap": broker.bootstrap}
     if broker.secure:
@@ -65,7 +66,7 @@ def down(directory: Path) -> None:
     """
     try:
         was_running = local.Broker(directory).stop()
-    except (local.BrokerError, OSError) as error:
+    except (background.BackgroundError, OSError) as error:
         raise errors.BadInputError(f"kafka: {error}") from error
     log.info("Kafka is down; its data stay in %s" if was_running else "no Kafka is running in %s", directory)
 

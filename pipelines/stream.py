@@ -23,7 +23,7 @@ from apache_beam.runners.runner import PipelineState
 
 from data import book, catalogue, errors, ledger, store
 from pipelines import config, engine, publish, release, source, train
-from runners import job_server
+from runners import flink_rest
 from transforms import bounding
 from transforms.ingest import events, kafka_client, pseudonym, stream
 
@@ -104,7 +104,7 @@ def _closed(
     log.info("streaming %s from offsets %s on", job.source.topic, {part.partition: part.start for part in partitions})
     try:
         result = pipeline.run()
-    except job_server.FlinkError as error:
+    except flink_rest.FlinkError as error:
         raise errors.BadInputError(str(error)) from error
     try:
         looked = time.monotonic()

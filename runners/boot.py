@@ -54,6 +54,9 @@ class BootError(RuntimeError):
 class Worker(Protocol):
     """A process that works for a job."""
 
+    def is_running(self) -> bool:
+        """Whether its process is alive."""
+
     def close(self) -> None:
         """Tells it to end."""
 
@@ -102,7 +105,7 @@ class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
 
     def are_working(self) -> bool:
         """Whether the runner has not let go of all of them."""
-        return bool(self._working)
+        return any(worker.is_running() for worker in self._working.values())
 
     def __enter__(self) -> Self:
         self._server.start()
@@ -128,6 +131,9 @@ class _Booted:
         command += [f"--{name}={getattr(request, name).url}" for name in _ENDPOINTS]
         # A key pressed in the terminal doesn't reach it: we end it.
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603  ours, no shell
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def close(self) -> None:
         self._process.terminate()

@@ -23,8 +23,9 @@ from apache_beam.runners import runner
 from apache_beam.runners.portability import flink_runner, portable_runner
 from apache_beam.transforms import environments
 
-from runners import beam_flags, staging, workers
-from runners.job_server import FlinkError, JobServer
+from runners import beam_flags, flink_java, staging, workers
+from runners.flink_rest import FlinkError
+from runners.job_server import JobServer
 
 _RUNNER = f"{__name__}.Runner"
 
@@ -42,14 +43,6 @@ _SWITCHES = """
     object_reuse re_iterable_group_by_key_result retain_externalized_checkpoints_on_cancellation
     unaligned_checkpoint_enabled use_data_stream_for_batch
 """
-
-# By default a streaming job that always fails would be tried for ever.
-_RESTARTS = {
-    "restart-strategy.type": "failure-rate",
-    "restart-strategy.failure-rate.max-failures-per-interval": "5",
-    "restart-strategy.failure-rate.failure-rate-interval": "5 min",
-    "restart-strategy.failure-rate.delay": "1 s",
-}
 
 _PATIENCE_SECONDS = 5
 
@@ -162,19 +155,20 @@ class Runner(flink_runner.FlinkRunner):
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.ExitStack() as stack:
-            jar = options.view_as(pipeline_options.FlinkRunnerOptions).flink_job_server_jar
+            ours = options.view_as(pipeline_options.FlinkRunnerOptions)
             artifacts = options.view_as(pipeline_options.JobServerOptions).artifacts_dir
             server = stack.enter_context(
                 JobServer(
                     None if directory is None else directory / "flink.log",
-                    Path(jar) if jar else None,
+                    Path(ours.flink_job_server_jar) if ours.flink_job_server_jar else None,
                     Path(artifacts).absolute() if artifacts else None,
+                    None if ours.flink_master.startswith("[") else ours.flink_master,
                 )
             )
             if flink.flink_conf_dir is None:
                 flink.flink_conf_dir = str(server.directory)
                 is_stream = options.view_as(pipeline_options.StandardOptions).streaming
-                settings = _settings(server.flink_port, directory, is_stream)
+                settings = _settings(server, directory, is_stream)
                 (server.directory / "flink-conf.yaml").write_text(settings, encoding="utf-8")
             python = stack.enter_context(workers.Workers(options))
             python.take(pipeline)
@@ -255,7 +249,7 @@ class Result(portable_runner.PipelineResult):
             with contextlib.suppress(grpc.RpcError):
                 self.metrics()  # for later: they are Flink's
             self._is_over = True
-            self._server.cancel_jobs()
+            self._server.cancel_job()
             if self._state != runner.PipelineState.DONE:  # else Flink keeps them for another stage
                 self._wait_for_workers()
             self._log_tail = self._server.log_tail()
@@ -269,16 +263,17 @@ class Result(portable_runner.PipelineResult):
             time.sleep(0.05)
 
 
-def _settings(port: int, directory: Path | None, is_stream: bool) -> str:
+def _settings(server: JobServer, directory: Path | None, is_stream: bool) -> str:
     """Flink's own settings of a job: on loopback alone, and from the directory's last checkpoint on, if it has one."""
     settings = {
+        "$internal.pipeline.job-id": server.job_id,
         "rest.bind-address": "localhost",
-        "rest.bind-port": str(port),
+        "rest.bind-port": str(server.flink_port),
         "jobmanager.bind-host": "localhost",
         "taskmanager.bind-host": "localhost",
     }
     if is_stream:
-        settings |= _RESTARTS
+        settings |= flink_java.RESTARTS
     if directory is not None:
         settings |= {
             "state.checkpoints.dir": (directory / "checkpoints").as_uri(),

@@ -7,20 +7,15 @@ import base64
 import contextlib
 import dataclasses
 import datetime as dt
-import fcntl
 import ipaddress
 import json
-import logging
-import os
 import re
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from runners import jars
+from runners import background, jars
 
 VERSION = "4.4.0"
 ADMIN = "admin"
@@ -40,8 +35,6 @@ LOCK = Path(__file__).with_name("kafka.lock")
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 60
-_PATIENCE_SECONDS = 30
-"""How long a broker that is told to stop may take."""
 
 _JVM = [
     "-Xms64m",
@@ -101,10 +94,8 @@ super.users=User:{admin}
 allow.everyone.if.no.acl.found=false
 """
 
-log = logging.getLogger(__name__)
 
-
-class BrokerError(RuntimeError):
+class BrokerError(background.BackgroundError):
     """The broker can't be fetched, made, started or stopped."""
 
 
@@ -125,10 +116,11 @@ class Broker:
     port: int | None = None
     secure: bool = False
     users: tuple[str, ...] = ()
-    _process: subprocess.Popen[bytes] | None = dataclasses.field(default=None, init=False, repr=False)
+    _process: background.Process = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.directory = self.directory.absolute()
+        self._process = background.Process(self.directory, "broker")
         for user in self.users:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
                 raise BrokerError(f"user {user!r}: a name has letters, digits, _ and - alone.")
@@ -153,18 +145,15 @@ class Broker:
     @property
     def log_file(self) -> Path:
         """What the broker has to say: warnings and errors."""
-        return self.directory / "broker.log"
+        return self._process.log_file
 
     def password_file(self, user: str = ADMIN) -> Path:
         """The file, readable by its owner alone, with a user's password."""
         return self.directory / "passwords" / user
 
     def is_running(self) -> bool:
-        """Whether the broker's process is alive: it holds a lock on a file, which ends with it, however that is."""
-        if not self.directory.exists():
-            return False
-        with self._lock() as lock:
-            return lock is None
+        """Whether the broker's process is alive."""
+        return self._process.is_running()
 
     def start(self) -> Self:
         """Starts the broker and waits until it answers.
@@ -177,7 +166,7 @@ class Broker:
         except jars.JarsError as error:
             raise BrokerError(str(error)) from error
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._lock(patience=1) as lock:
+        with self._process.lock(patience=1) as lock:
             if lock is None:
                 raise BrokerError(f"a broker is running in {self.directory} already.")
             controller_port = self._choose_ports()
@@ -186,17 +175,7 @@ class Broker:
             settings = {"port": self.port, "secure": self.secure, "users": self.users}
             self._write("settings.json", json.dumps(settings) + "\n")
             self._write("server.properties", self._properties(controller_port))
-            with self.log_file.open("ab") as output:
-                self._process = subprocess.Popen(  # noqa: S603  ours, no shell
-                    [*java, "kafka.Kafka", str(self.directory / "server.properties")],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    # A key pressed in the terminal doesn't reach it.
-                    start_new_session=True,
-                    pass_fds=[lock],
-                )
-            self._write("broker.pid", f"{self._process.pid}\n")
+            self._process.start([*java, "kafka.Kafka", str(self.directory / "server.properties")], lock)
         try:
             self.wait()
         except BaseException:
@@ -213,28 +192,22 @@ class Broker:
         end = time.monotonic() + _START_SECONDS
         while not self._answers():
             if not self.is_running() or time.monotonic() > end:
-                tail = self.log_file.read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise BrokerError(f"the broker in {self.directory} did not start; the end of {self.log_file}:\n{tail}")
+                raise BrokerError(
+                    f"the broker in {self.directory} did not start; the end of {self.log_file}:\n{self._process.log_tail()}"
+                )
             time.sleep(0.1)
 
-    def stop(self, patience: float = _PATIENCE_SECONDS) -> bool:
+    def stop(self, patience: float = background.PATIENCE_SECONDS) -> bool:
         """Stops the broker, by force (SIGKILL) if it takes longer than `patience` seconds.
 
         Returns:
             Whether there was one to stop.
         """
-        if not self._signal(signal.SIGTERM):
-            return False
-        if not self._has_ended(patience):
-            log.warning("the broker in %s does not stop; it is killed", self.directory)
-            self.kill()
-        return True
+        return self._process.stop(patience)
 
     def kill(self) -> None:
         """Ends the broker at once (SIGKILL), as a crash would."""
-        self._signal(signal.SIGKILL)
-        if not self._has_ended(_PATIENCE_SECONDS):
-            raise BrokerError(f"the broker in {self.directory} can't be killed.")
+        self._process.kill()
 
     def restart(self) -> Self:
         """Stops the broker, if it is running, and starts it on the same data."""
@@ -246,45 +219,6 @@ class Broker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
-
-    @contextlib.contextmanager
-    def _lock(self, patience: float = 0) -> Iterator[int | None]:
-        """The open file of the lock, which is ours until it is closed here and in each process that was given it; or None."""
-        end = time.monotonic() + patience
-        with (self.directory / "broker.lock").open("ab") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() < end:  # someone may only have asked
-                        time.sleep(0.05)
-                        continue
-                    yield None
-                else:
-                    yield file.fileno()
-                return
-
-    def _signal(self, number: signal.Signals) -> bool:
-        """Sends a signal to the broker if it is alive: without its lock, the number in the file may be another program's."""
-        if not self.is_running():
-            return False
-        try:
-            os.kill(int((self.directory / "broker.pid").read_text(encoding="ascii")), number)
-        except ProcessLookupError:  # it ended just now
-            return False
-        except (OSError, ValueError) as error:
-            raise BrokerError(f"the broker in {self.directory} can't be sent a signal ({error}).") from error
-        return True
-
-    def _has_ended(self, patience: float) -> bool:
-        end = time.monotonic() + patience
-        while self.is_running():
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        if self._process is not None:
-            self._process.wait()
-        return True
 
     def _answers(self) -> bool:
         # kafka-python takes a moment to import, and tries a closed port for long.

@@ -1,18 +1,24 @@
 """Runs a command that ends with the process that started this one, however that one ends, and then deletes a directory.
 
-usage: python -I tether.py PARENT DIRECTORY COMMAND...; to end it, send SIGTERM.
+usage: python -I tether.py PARENT DIRECTORY JOB COMMAND...; to end it, send SIGTERM. JOB is the URL of the command's job on a
+Flink cluster, which is then cancelled if it has not ended; or nothing.
 """
 
+import http.client
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
+import urllib.parse
 
 _POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 5
+_UNKNOWN_SECONDS = 2
 
 
-def run(parent: int, directory: str, command: list[str]) -> int:
+def run(parent: int, directory: str, job: str, command: list[str]) -> int:
     """Returns the command's exit code; negative: it was killed, when process `parent` was over or on SIGTERM."""
     told_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
@@ -26,8 +32,27 @@ def run(parent: int, directory: str, command: list[str]) -> int:
     process.kill()
     code = process.wait()
     shutil.rmtree(directory, ignore_errors=True)
+    if job:
+        _cancel(job)
     return code
 
 
+def _cancel(job: str) -> None:
+    """Asks Flink to; again where it doesn't know the job, which may have been on its way when the command was killed."""
+    url = urllib.parse.urlsplit(job)
+    end = time.monotonic() + _UNKNOWN_SECONDS
+    status = http.HTTPStatus.NOT_FOUND
+    while status == http.HTTPStatus.NOT_FOUND and time.monotonic() < end:
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=_PATIENCE_SECONDS)
+        try:
+            connection.request("PATCH", f"{url.path}?mode=cancel")
+            status = http.HTTPStatus(connection.getresponse().status)
+        except (OSError, http.client.HTTPException):  # no job outlives its cluster
+            return
+        finally:
+            connection.close()
+        time.sleep(_POLL_SECONDS)
+
+
 if __name__ == "__main__":
-    sys.exit(run(int(sys.argv[1]), sys.argv[2], sys.argv[3:]) != 0)
+    sys.exit(run(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]) != 0)

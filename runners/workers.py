@@ -75,6 +75,9 @@ class _Worker:
         self._input.write(f"{json.dumps([url, worker_id])}\n".encode())
         self._input.flush()
 
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def close(self) -> None:
         """Tells it to end."""
         if not self._input.closed:

@@ -1,4 +1,4 @@
-"""No test touches the ledger of whoever runs it. Real brokers: one open to all and one secure, each started once."""
+"""No test touches the ledger of whoever runs it. Real brokers, one open and one secure, and a Flink: each started once."""
 
 import os
 import pathlib
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from runners import jars, job_server, kafka
+from runners import cluster as clusters
+from runners import flink_java, jars, kafka
 
 # A machine that is busy with other tests is slow at times.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -30,7 +31,7 @@ def kafka_jars() -> None:
 @pytest.fixture(scope="session")
 def flink_jars() -> None:
     """Flink is there."""
-    need(job_server.LOCK)
+    need(flink_java.LOCK)
 
 
 def need(lock: pathlib.Path) -> None:
@@ -51,4 +52,10 @@ def broker(kafka_jars, tmp_path_factory) -> Iterator[kafka.Broker]:
 @pytest.fixture(scope="session")
 def secure_broker(kafka_jars, tmp_path_factory) -> Iterator[kafka.Broker]:
     with kafka.Broker(tmp_path_factory.mktemp("kafka"), secure=True, users=("reader", "writer", "stranger")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(flink_jars, tmp_path_factory) -> Iterator[clusters.Cluster]:
+    with clusters.Cluster(tmp_path_factory.mktemp("flink")) as running:
         yield running

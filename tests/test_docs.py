@@ -82,6 +82,7 @@ def test_every_command_and_macro_is_in_the_readme():
         "key",
         "synth",
         "kafka",
+        "flink",
         "replay",
     ]
     for name in names:

@@ -1,6 +1,6 @@
 """A stream for tests: a source that counts for ever, windows, and a sink of one file a window.
 
-usage: python -m tests.runners.counting DIRECTORY OUT (a job that runs until it is killed)
+usage: python -m tests.runners.counting DIRECTORY OUT [FLAG...] (a job that runs until it is killed)
 """
 
 import json
@@ -136,8 +136,8 @@ def windows(out: Path) -> dict[int, list[int]]:
 if __name__ == "__main__":
     from runners import flink
 
-    directory, out = map(Path, sys.argv[1:])
-    root = beam.Pipeline(options=flink.options(streaming=True, checkpoint_seconds=1, directory=directory))
+    directory, out = map(Path, sys.argv[1:3])
+    root = beam.Pipeline(options=flink.options(sys.argv[3:], streaming=True, checkpoint_seconds=1, directory=directory))
     build(root, out)
     result = root.run()
     print(os.getpid(), flush=True)

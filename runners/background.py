@@ -1,0 +1,123 @@
+"""Processes in the background, that outlive the one that started them and are known by files in a directory."""
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+PATIENCE_SECONDS = 30
+"""How long a process that is told to stop may take."""
+
+_TAIL = 2000
+
+log = logging.getLogger(__name__)
+
+
+class BackgroundError(RuntimeError):
+    """A process in the background can't be started or stopped."""
+
+
+@dataclasses.dataclass
+class Process:
+    """A process, in its directory's files: NAME.pid has its number, NAME.log what it says, and NAME.lock it holds locked.
+
+    The lock ends with the process, however that is.
+    """
+
+    directory: Path
+    name: str
+    _process: subprocess.Popen[bytes] | None = dataclasses.field(default=None, init=False, repr=False)
+
+    @property
+    def log_file(self) -> Path:
+        """What the process has to say."""
+        return self.directory / f"{self.name}.log"
+
+    def log_tail(self) -> str:
+        """The end of the log."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
+
+    def is_running(self) -> bool:
+        """Whether the process is alive."""
+        if not self.directory.exists():
+            return False
+        with self.lock() as lock:
+            return lock is None
+
+    @contextlib.contextmanager
+    def lock(self, patience: float = 0) -> Iterator[int | None]:
+        """The open file of the lock, which is ours until it is closed here and in each process that was given it; or None."""
+        end = time.monotonic() + patience
+        with (self.directory / f"{self.name}.lock").open("ab") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() < end:  # someone may only have asked
+                        time.sleep(0.05)
+                        continue
+                    yield None
+                else:
+                    yield file.fileno()
+                return
+
+    def start(self, command: Sequence[str], lock: int) -> None:
+        """Starts it with the lock."""
+        with self.log_file.open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603  ours, no shell
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # A key pressed in the terminal doesn't reach it.
+                start_new_session=True,
+                pass_fds=[lock],
+            )
+        (self.directory / f"{self.name}.pid").write_text(f"{self._process.pid}\n", encoding="ascii")
+
+    def stop(self, patience: float = PATIENCE_SECONDS) -> bool:
+        """Stops the process, by force (SIGKILL) if it takes longer than `patience` seconds.
+
+        Returns:
+            Whether there was one to stop.
+        """
+        if not self._signal(signal.SIGTERM):
+            return False
+        if not self._has_ended(patience):
+            log.warning("the %s in %s does not stop; it is killed", self.name, self.directory)
+            self.kill()
+        return True
+
+    def kill(self) -> None:
+        """Ends the process at once (SIGKILL), as a crash would."""
+        self._signal(signal.SIGKILL)
+        if not self._has_ended(PATIENCE_SECONDS):
+            raise BackgroundError(f"the {self.name} in {self.directory} can't be killed.")
+
+    def _signal(self, number: signal.Signals) -> bool:
+        """Sends a signal to the process if it is alive: without its lock, the number in the file may be another program's."""
+        if not self.is_running():
+            return False
+        try:
+            os.kill(int((self.directory / f"{self.name}.pid").read_text(encoding="ascii")), number)
+        except ProcessLookupError:  # it ended just now
+            return False
+        except (OSError, ValueError) as error:
+            raise BackgroundError(f"the {self.name} in {self.directory} can't be sent a signal ({error}).") from error
+        return True
+
+    def _has_ended(self, patience: float) -> bool:
+        end = time.monotonic() + patience
+        while self.is_running():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        if self._process is not None:
+            self._process.wait()
+        return True

@@ -1,0 +1,156 @@
+"""What a Flink says of itself and its jobs, and does to them, over its REST interface."""
+
+import dataclasses
+import datetime as dt
+import http.client
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+CANCELLING = "CANCELLING"
+ENDED = frozenset({"CANCELED", "FAILED", "FINISHED", "SUSPENDED"})
+"""The states of a job that is over."""
+
+_PATIENCE_SECONDS = 5
+_SAVEPOINT_SECONDS = 120
+
+
+class FlinkError(RuntimeError):
+    """Flink can't be fetched or started, doesn't answer, refuses, or died."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """How much of a cluster there is."""
+
+    version: str
+    task_managers: int
+    slots: int
+    free_slots: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A job on a cluster, over or not."""
+
+    job_id: str
+    name: str
+    state: str
+    started: dt.datetime
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """How many checkpoints of a job were completed and how many failed; what the last complete one took, if there is one."""
+
+    completed: int
+    failed: int
+    last_at: dt.datetime | None = None
+    last_bytes: int = 0
+    last_duration: dt.timedelta = dt.timedelta()
+    last_path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Flink:
+    """A JobManager; every method raises FlinkError where it doesn't answer or refuses.
+
+    Attributes:
+        address: HOST:PORT, with http:// or without.
+    """
+
+    address: str
+
+    def overview(self) -> Overview:
+        found = self._ask("GET", "/overview")
+        if not isinstance(found, dict) or "flink-version" not in found:
+            raise FlinkError(f"what answers at {self.address} is no Flink.")
+        return Overview(found["flink-version"], found["taskmanagers"], found["slots-total"], found["slots-available"])
+
+    def task_managers(self) -> set[str]:
+        """Returns the ids of those TaskManagers whose slots are there."""
+        return {each["id"] for each in self._ask("GET", "/taskmanagers")["taskmanagers"] if each["slotsNumber"]}
+
+    def settings(self) -> dict[str, str]:
+        """Returns the JobManager's settings."""
+        return {each["key"]: each["value"] for each in self._ask("GET", "/jobmanager/config")}
+
+    def jobs(self) -> list[Job]:
+        """Returns the jobs that the JobManager remembers, those that are over too, the newest first."""
+        found = self._ask("GET", "/jobs/overview")["jobs"]
+        jobs = [Job(each["jid"], each["name"], each["state"], _time(each["start-time"])) for each in found]
+        return sorted(jobs, key=lambda job: job.started, reverse=True)
+
+    def state(self, job_id: str) -> str:
+        return self._ask("GET", f"/jobs/{job_id}/status")["status"]
+
+    def cancel(self, job_id: str) -> None:
+        """Asks for a job's end, without waiting for it."""
+        self._ask("PATCH", f"/jobs/{job_id}?mode=cancel")
+
+    def stop(self, job_id: str, directory: str | None = None) -> str:
+        """Ends a streaming job with a savepoint; returns the savepoint's URI.
+
+        Args:
+            directory: a URI; default: as the cluster's settings say.
+        """
+        request = self._ask("POST", f"/jobs/{job_id}/stop", {"targetDirectory": directory, "drain": False})["request-id"]
+        end = time.monotonic() + _SAVEPOINT_SECONDS
+        while (found := self._ask("GET", f"/jobs/{job_id}/savepoints/{request}"))["status"]["id"] != "COMPLETED":
+            if time.monotonic() > end:
+                raise FlinkError(f"Flink at {self.address}: the savepoint of job {job_id} is not done yet.")
+            time.sleep(0.1)
+        if "failure-cause" in found["operation"]:
+            raise FlinkError(f"Flink at {self.address}: no savepoint of job {job_id}: {_cause(found['operation'])}")
+        return found["operation"]["location"]
+
+    def checkpoints(self, job_id: str) -> Checkpoints:
+        found = self._ask("GET", f"/jobs/{job_id}/checkpoints")
+        counts, last = found["counts"], found["latest"]["completed"]
+        if last is None:
+            return Checkpoints(counts["completed"], counts["failed"])
+        return Checkpoints(
+            counts["completed"],
+            counts["failed"],
+            _time(last["latest_ack_timestamp"]),
+            last["state_size"],
+            dt.timedelta(milliseconds=last["end_to_end_duration"]),
+            last["external_path"],
+        )
+
+    def job_url(self, job_id: str) -> str:
+        return f"http://{self._host_and_port}/jobs/{job_id}"
+
+    @property
+    def _host_and_port(self) -> str:
+        return self.address.removeprefix("http://").rstrip("/")
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        # Of the standard library's clients, the one that knows of no proxies.
+        try:
+            connection = http.client.HTTPConnection(self._host_and_port, timeout=_PATIENCE_SECONDS)
+        except http.client.InvalidURL as error:
+            raise FlinkError(f"{self.address!r} is no HOST:PORT of a Flink.") from error
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            found = json.loads(response.read() or "{}")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise FlinkError(f"no Flink answers at {self.address} ({error or type(error).__name__}).") from error
+        finally:
+            connection.close()
+        if response.status >= http.HTTPStatus.BAD_REQUEST:
+            told = found.get("errors") if isinstance(found, dict) else None
+            reason = told[-1].strip().splitlines()[0] if told else response.reason
+            raise FlinkError(f"Flink at {self.address} refuses: {reason}")
+        return found
+
+
+def _time(milliseconds: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+
+
+def _cause(operation: Mapping[str, Any]) -> str:
+    return str(operation["failure-cause"].get("stack-trace", "")).splitlines()[0]

@@ -1,0 +1,142 @@
+"""A Flink cluster on this machine: real jobs on it, what becomes of them, and who can reach it."""
+
+import os
+import pathlib
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+
+import apache_beam as beam
+import pytest
+
+from runners import cluster as clusters
+from runners import flink, flink_rest
+from tests.runners import counting
+from tests.runners.processes import flink_processes, listening
+
+LOOPBACK = "0000000000000000FFFF00000100007F"
+
+
+def wait_for(happened, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def numbers(cluster: clusters.Cluster) -> set[int]:
+    """Of the processes."""
+    names = [process.name for process in (cluster.job_manager, *cluster.task_managers)]
+    return {int((cluster.directory / f"{name}.pid").read_text()) for name in names}
+
+
+def states(cluster: clusters.Cluster, name: str) -> list[str]:
+    return [job.state for job in cluster.rest.jobs() if job.name == name]
+
+
+def uploaded(cluster: clusters.Cluster) -> list[pathlib.Path]:
+    return list(cluster.directory.rglob("blob_p-*"))
+
+
+def flags(cluster: clusters.Cluster, name: str) -> list[str]:
+    return [f"--flink_master={cluster.master}", f"--job_name={name}"]
+
+
+@pytest.mark.parametrize("number", [os.getpid(), "no number"], ids=["another program's", "damaged"])
+def test_a_stale_process_number_stops_nothing(tmp_path, number):
+    (tmp_path / "jobmanager.pid").write_text(f"{number}\n")
+    assert clusters.Cluster(tmp_path).stop() is False
+
+
+@pytest.mark.parametrize("port", [70_000, None], ids=["beyond all", "taken"])
+def test_a_port_that_can_not_be_used_is_an_error(flink_jars, tmp_path, port):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = port or taken.getsockname()[1]
+        with pytest.raises(clusters.ClusterError, match=f"port {port} can't be used"):
+            clusters.Cluster(tmp_path, port).start()
+
+
+@pytest.mark.parametrize(("master", "reason"), [("127.0.0.1:1", "no Flink answers"), ("127.0.0.1:x", "is no HOST:PORT")])
+def test_a_master_that_does_not_answer_is_named(flink_jars, master, reason):
+    root = beam.Pipeline(options=flink.options([f"--flink_master={master}"]))
+    _ = root | beam.Create([1])
+    with pytest.raises(flink_rest.FlinkError, match=reason):
+        root.run()
+    assert flink_processes(os.getpid()) == set()
+
+
+def test_a_cluster_shows_what_it_keeps_to_its_owner_alone(cluster):
+    assert stat.S_IMODE(cluster.directory.stat().st_mode) == 0o700
+    assert cluster.is_running()
+    assert cluster.rest.overview().slots == 4
+    with pytest.raises(flink_rest.FlinkError, match=f"Flink at {cluster.master} refuses"):
+        cluster.rest.cancel("0" * 32)
+
+
+def test_batch(cluster, tmp_path):
+    def write(pair):
+        (tmp_path / pair[0]).write_text(str(sorted(pair[1])))
+
+    with beam.Pipeline(options=flink.options(flags(cluster, "batch"))) as root:
+        _ = root | beam.Create([("a", 1), ("b", 2), ("a", 3)]) | beam.GroupByKey() | beam.Map(write)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "[1, 3]", "b": "[2]"}
+    assert (root.result.state, states(cluster, "batch")) == ("DONE", ["FINISHED"])
+    assert uploaded(cluster) == []
+    assert flink_processes(os.getpid()) == set()
+
+
+def test_a_stream_survives_its_task_manager_and_others_jobs_and_stops_with_a_savepoint(cluster, tmp_path):
+    words = [sys.executable, "-m", "tests.runners.counting", str(tmp_path / "other"), str(tmp_path / "other")]
+    (tmp_path / "other").mkdir()
+    other = subprocess.Popen([*words, *flags(cluster, "other")], stdout=subprocess.DEVNULL)
+    state = tmp_path / "state"
+    options = flink.options(flags(cluster, "mine"), streaming=True, checkpoint_seconds=1, directory=state)
+    root = beam.Pipeline(options=options)
+    counting.build(root, tmp_path)
+    result = root.run()
+    wait_for(lambda: len(counting.windows(tmp_path)) >= 3 and flink.last_checkpoint(state))
+    wait_for(lambda: counting.windows(tmp_path / "other"))
+    # Beam's servers among them.
+    assert set(listening(numbers(cluster))) == {LOOPBACK}
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    wait_for(lambda: states(cluster, "other") == ["CANCELED"], 10)
+    assert states(cluster, "mine") == ["RUNNING"]
+
+    [task_manager] = cluster.task_managers
+    task_manager.kill()
+    killed, n_windows = time.time(), len(counting.windows(tmp_path))
+    assert cluster.job_manager.is_running()
+    cluster.start()
+    wait_for(lambda: len(counting.windows(tmp_path)) >= n_windows + 3)
+    [job] = [job for job in cluster.rest.jobs() if job.name == "mine"]
+    checkpoints = cluster.rest.checkpoints(job.job_id)
+    assert checkpoints.completed > 1
+    assert checkpoints.last_bytes > 0
+    assert checkpoints.last_path.startswith((state / "checkpoints").as_uri().replace("///", "/"))
+
+    savepoint = cluster.rest.stop(job.job_id)
+    assert pathlib.Path(savepoint.removeprefix("file:")).parent == cluster.directory / "savepoints"
+    assert (result.wait_until_finish(), states(cluster, "mine")) == ("DONE", ["FINISHED"])
+    windows = counting.windows(tmp_path)
+    assert windows == {k: list(range(k * 10, (k + 1) * 10)) for k in range(len(windows))}
+    assert min(first for first, at in counting.noted(tmp_path, "polls") if at > killed) > 0
+    assert uploaded(cluster) == []
+
+
+def test_a_job_that_is_cancelled_is_cancelled_on_the_cluster(cluster, tmp_path):
+    def wait(out):
+        (out / "begun").touch()
+        time.sleep(60)
+
+    root = beam.Pipeline(options=flink.options(flags(cluster, "waiting")))
+    _ = root | beam.Create([tmp_path]) | beam.Map(wait)
+    result = root.run()
+    wait_for(lambda: (tmp_path / "begun").exists())
+    result.cancel()
+    assert result.state == "CANCELLED"
+    wait_for(lambda: states(cluster, "waiting") == ["CANCELED"], 15)
+    assert flink_processes(os.getpid()) == set()
