@@ -1,19 +1,53 @@
 """What a job's pipelines run on: Beam's options, by [runner] of the job file."""
 
 import json
+import re
 from collections.abc import Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions
+import apache_beam as beam
+from apache_beam.options import pipeline_options
 
+from data import errors
 from pipelines import config
-from runners import direct, flink
+from runners import direct, flink, flink_rest
 
 _NO_CHECKPOINTS = ["--checkpointing_interval=-1", "--number_of_execution_retries=0"]
 """The topic is what a stream begins again from, at the first window that is not released: Flink by itself would begin where the
 stream began. With checkpoints, windows closed some seconds later."""
 
+_REASON = re.compile(r"^(?:data|models|pipelines|transforms)[\w.]*Error: (.*?)(?: \[while running.*)?$", re.MULTILINE)
+"""What a step of ours says in the text of all that Java and Python had on their stacks."""
 
-def options(job: config.Job, beam_flags: Sequence[str], streaming: bool = False) -> PipelineOptions:
+
+class EngineError(errors.BadInputError):
+    """Flink can't be used, or it gave up a pipeline."""
+
+
+def pipeline(job: config.Job, beam_flags: Sequence[str], streaming: bool = False) -> beam.Pipeline:
+    """Returns an empty pipeline with `options`.
+
+    Raises:
+        EngineError: there is a Flink cluster to run it, and it doesn't answer.
+        config.JobFileError: as `options`.
+    """
+    given = options(job, beam_flags, streaming)
+    master = given.view_as(pipeline_options.FlinkRunnerOptions).flink_master
+    if (streaming or job.runner.kind == "flink") and not master.startswith("["):
+        try:
+            flink_rest.Flink(master).overview()
+        except flink_rest.FlinkError as error:
+            raise EngineError(f"runner.master: {error}") from error
+    return beam.Pipeline(options=given)
+
+
+def failed(job: config.Job, error: RuntimeError) -> EngineError:
+    """Returns what to say when a pipeline could not be started on Flink, or failed there."""
+    text = str(error)
+    reasons = _REASON.findall(text)
+    return EngineError(f"runner.master = {job.runner.master!r}: {reasons[-1] if reasons else text.splitlines()[0]}")
+
+
+def options(job: config.Job, beam_flags: Sequence[str], streaming: bool = False) -> pipeline_options.PipelineOptions:
     """Returns Beam's options; flags that the user gave win. A stream runs on Flink, whatever `runner.kind` says.
 
     Raises:

@@ -115,6 +115,7 @@ def run(
         errors.AlreadyReleasedError: it was published into another store, or another run has it in hand.
         errors.RefusedError: too many rows are malformed.
         errors.NothingThereError: it is of a short window, and no items are known yet.
+        engine.EngineError: Flink failed; the same run again goes on.
         catalogue.CatalogueError, config.JobFileError, and what `source.find` raises: bad input.
     """
     account = contract.open_ledger(job)
@@ -261,7 +262,7 @@ def _run(
     if found and found.status == ledger.PUBLISHED:
         log.info("%s holds this release: reading it back, at no cost", kept.path)
         return _shown(kept, found.release_id)
-    pipeline = beam.Pipeline(options=engine.options(job, beam_flags))
+    pipeline = engine.pipeline(job, beam_flags)
     log.info("releasing %s from %d part(s) of its source", job.job.data_set, len(found_events.parts))
     buckets = job.runner.buckets or bounding.buckets_for(found_events.rows)
     if request.series is not None:
@@ -278,6 +279,8 @@ def _run(
             raise sources.SourceError(damaged[1]) from error
         if isinstance(error, errors.UserError):
             raise type(error)(str(error).partition(" [while running")[0]) from error
+        if job.runner.kind == "flink":
+            raise engine.failed(job, error) from error
         raise
     kept.add_to_run_record(planned.attempt, {"finished": dt.datetime.now(dt.UTC).isoformat()})
     record = kept.run_record(planned.attempt)

@@ -16,7 +16,6 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.runners.runner import PipelineState
@@ -49,7 +48,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
         config.JobFileError: the job has no topic, or no windows of whole seconds.
         errors.AlreadyReleasedError: the job is streamed already, or its store doesn't hold what it has published.
         kafka_client.KafkaError, catalogue.CatalogueError: a topic, or the catalogue, can't be read.
-        errors.BadInputError: Flink can't be started.
+        engine.EngineError: Flink can't be used.
         KeyboardInterrupt: SIGINT came.
     """
     if job.source.topic is None or job.window.size == "all":
@@ -61,6 +60,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
     # At the start they must be there; later they are waited for.
     source.topic_partitions(job)
     source.load_catalogue(job)
+    is_first = True
     with store.Store(job.job.store).streaming() as directory, _told() as told:
         while wanted is not None and not told:
             begun = time.monotonic()
@@ -74,8 +74,11 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
                         wanted = next(waiting, None)
                         if wanted is None:
                             break
-            except (kafka_client.KafkaError, catalogue.CatalogueError) as error:
+            except (kafka_client.KafkaError, catalogue.CatalogueError, engine.EngineError) as error:
+                if isinstance(error, engine.EngineError) and is_first:
+                    raise
                 log.error("%s Trying again.", error)
+            is_first = False
             while wanted is not None and not told and time.monotonic() - begun < _RESTART_SECONDS:
                 time.sleep(_LOOK_SECONDS)
     if signal.SIGINT in told:
@@ -95,7 +98,7 @@ def _closed(
     parts, (place, number) = job.parts, wanted
     ended = parts[place].window.bounds(number)[1] - dt.timedelta(microseconds=1)
     partitions = source.stream_partitions(job, ended)
-    pipeline = beam.Pipeline(options=engine.options(job, beam_flags, streaming=True))
+    pipeline = engine.pipeline(job, beam_flags, streaming=True)
     has_book = any(part.window.max_windows_contributed for part in parts)
     buckets = book.SHARDS if has_book else job.runner.buckets or _BUCKETS
     group = bounding.GroupByUser(buckets, job.source.event_types, str(run_directory))
@@ -105,7 +108,7 @@ def _closed(
     try:
         result = pipeline.run()
     except flink_rest.FlinkError as error:
-        raise errors.BadInputError(str(error)) from error
+        raise engine.failed(job, error) from error
     try:
         looked = time.monotonic()
         windows = job.windows(_NEVER, after=ended)

@@ -39,6 +39,8 @@ _SETTINGS = {
     "taskmanager.memory.task.off-heap.size": "128m",
     "taskmanager.memory.network.min": "64m",
     "taskmanager.memory.network.max": "64m",
+    # By default each shuffle of a batch takes 512 buffers, a quarter of all.
+    "taskmanager.network.sort-shuffle.min-buffers": "64",
     "taskmanager.memory.managed.size": "128m",
     "taskmanager.memory.jvm-metaspace.size": "256m",
     "taskmanager.memory.jvm-overhead.min": "192m",
