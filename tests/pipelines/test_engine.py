@@ -1,7 +1,8 @@
-"""A job on Flink has the figures of the same job on the DirectRunner."""
+"""A job on Flink: what [runner] chooses, and that it has the figures of the same job on the DirectRunner."""
 
 import json
 import shutil
+import time
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_flags_win_over_the_section_and_one_that_beam_does_not_know_is_refused(j
     assert options(job, {"kind": "direct"}, "--direct_num_workers=1")["direct_num_workers"] == 1
 
 
-def test_a_release_on_flink_counts_what_one_on_the_direct_runner_counts(flink_jars, tmp_path):
+def test_a_release_on_a_cluster_counts_what_one_on_the_direct_runner_counts(cluster, tmp_path):
     """Bounds bind; the noise of counts stays below one."""
     counts = {}
     for kind in ("direct", "flink"):
@@ -66,9 +67,32 @@ def test_a_release_on_flink_counts_what_one_on_the_direct_runner_counts(flink_ja
         if kind == "flink":
             shutil.copy(tmp_path / "direct" / "pseudonym.key", directory)
         flags = ["--counts.max_partitions_contributed=3", "--counts.max_contributions_per_partition=1"]
-        job = example.load(path, *trial.flags(DAYS), *flags, f"--runner.kind={kind}", "--runner.parallelism=2")
+        job = example.load(path, *trial.flags(DAYS), *flags, f"--runner.kind={kind}", f"--runner.master={cluster.master}")
         list(release.run_until(job, until(DAYS + 1, 1)))
         counts[kind] = trial.released(job)
     assert counts["flink"] == counts["direct"]
     everything = trial.counted(tmp_path / "direct" / "events.csv")
     assert 0 < sum(users for users, _ in counts["direct"].values()) < sum(users for users, _ in everything.values())
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(tmp_path):
+    job = example.load(example.write_job(tmp_path, []), "--runner.kind=flink", "--runner.master=127.0.0.1:9")
+    begun = time.monotonic()
+    with pytest.raises(engine.EngineError, match=r"^runner\.master: .*127\.0\.0\.1:9"):
+        release.run(job)
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("java.io.IOException: no slots\nat a.b", "java.io.IOException: no slots", id="Flink"),
+        pytest.param(
+            "Error\nTraceback:\ndata.ledger.LedgerError: the ledger is away [while running 'Reserve']\n\tat a.b",
+            "the ledger is away",
+            id="a step of ours",
+        ),
+    ],
+)
+def test_what_made_flink_give_up_is_said_in_a_line(job, text, said):
+    assert str(engine.failed(job, RuntimeError(text))) == f"runner.master = '[local]': {said}"

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -18,11 +19,12 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import cli, config, release, source, status, stream
-from runners import direct
+from runners import direct, flink_rest
 from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published, view, write_job
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, short_figures, until, without_noise
 from tests.runners.processes import connections, flink_processes, is_java, is_worker
+from tests.runners.test_cluster import wait_for
 from transforms import bounding
 from transforms.ingest import pseudonym
 from transforms.ingest import stream as ingest
@@ -76,6 +78,14 @@ def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path
     assert totals[1].repeated > 100
 
 
+def send_day(broker, topic: str, day: int) -> None:
+    """A day's events, and one of the next day's end, by which it has closed."""
+    time_, close = f"2025-01-0{day}T12:00", f"2025-01-0{day + 1}T01:30"
+    topics.send(broker, topic, (topics.message(view(f"u{i}", "a", "", time_, time_)) for i in range(10 * day)))
+    end = topics.message(view("late", "b", "", f"2025-01-0{day}T13:00", close))
+    topics.send(broker, topic, ({**end, "partition": partition} for partition in range(3)))
+
+
 def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker, flink_jars, tmp_path):
     """Killed once, told to stop once: each window is released once, in order, with all of its events."""
     path, topic = topics.write_job(tmp_path, broker)
@@ -84,15 +94,8 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "pipelines.cli", "stream", str(path), *DAYS, "--metrics", str(port)]
 
-    def send(day: int) -> None:
-        """A day's events, and one of the next day's end, by which it has closed."""
-        time_, close = f"2025-01-0{day}T12:00", f"2025-01-0{day + 1}T01:30"
-        topics.send(broker, topic, (topics.message(view(f"u{i}", "a", "", time_, time_)) for i in range(10 * day)))
-        end = topics.message(view("late", "b", "", f"2025-01-0{day}T13:00", close))
-        topics.send(broker, topic, ({**end, "partition": partition} for partition in range(3)))
-
     for day, number in ((1, signal.SIGKILL), (2, signal.SIGTERM), (3, signal.SIGINT)):
-        send(day)
+        send_day(broker, topic, day)
         with subprocess.Popen(command) as process:
             end = time.monotonic() + 120
             while len(published(job)) < day and process.poll() is None and time.monotonic() < end:
@@ -105,6 +108,28 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
     assert [charge["window_start"][8:10] for charge in charges(job)] == ["01", "02", "03"]
     # Bounded users, each with one event.
     assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20), (30, 30)]
+
+
+def test_a_stream_on_a_cluster_outlives_a_task_manager(broker, cluster, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS, f"--runner.master={cluster.master}")
+    send_day(broker, topic, 1)
+
+    def kill() -> None:
+        wait_for(lambda: len(published(job)) == 1, 120)
+        cluster.task_managers[0].kill()
+        cluster.start()
+        send_day(broker, topic, 2)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    stream.run(job, until=until(3, 2))
+    killing.join()
+    assert [charge["window_start"][8:10] for charge in charges(job)] == ["01", "02"]
+    assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20)]
+    assert [
+        each.state for each in cluster.rest.jobs() if each.name == job.job.name and each.state not in flink_rest.ENDED
+    ] == []
 
 
 def test_a_stream_that_has_to_begin_again_says_so_and_leaves_nothing_behind(broker, flink_jars, tmp_path):
