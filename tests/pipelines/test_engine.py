@@ -32,6 +32,7 @@ def test_the_section_chooses_the_engine_of_releases_and_streams_have_flink(job, 
     assert given["runner"] == "runners.flink.Runner"
     assert (given["flink_master"], given["parallelism"], given["job_name"]) == ("flink.example:8081", 3, job.job.name)
     assert given["streaming"] is streaming
+    assert given["number_of_execution_retries"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,8 @@ def test_flags_win_over_the_section_and_one_that_beam_does_not_know_is_refused(j
     assert (given["parallelism"], given["flink_master"]) == (2, "[auto]")
     with pytest.raises(config.JobFileError, match="--paralelism: neither"):
         options(job, {"kind": "flink"}, "--paralelism=2")
+    with pytest.raises(config.JobFileError, match="two draws of noise"):
+        options(job, {"kind": "flink"}, "--number_of_execution_retries=1")
     assert options(job, {"kind": "direct"}, "--direct_num_workers=1")["direct_num_workers"] == 1
 
 
