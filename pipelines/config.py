@@ -48,6 +48,9 @@ _SHARES = ("selection", "counts", "cooccurrence")
 TRENDING = "/trending"
 """What a job's name ends with in the ledger where the job's short windows are meant."""
 
+LOCAL_FLINK = "[local]"
+"""The master of a Flink that starts and ends with a job."""
+
 _MAY_BE_SECRET = (pseudonym.KEY_VARIABLE, "SOTTOVOCE_PRIVACY", "SOTTOVOCE_PRIVACY__LEDGER")
 """Variables: the key, and the ledger's URL, which can have a password in it."""
 
@@ -397,7 +400,7 @@ class RunnerSection(_Section):
     """[runner]: the engine, its processes, into how many parts users are spread, where these wait, and the job's memory."""
 
     kind: Literal["direct", "flink"] = "direct"
-    master: str = Field("[local]", pattern=r"^(\[local\]|[^\s/:]+:\d{1,5})$")
+    master: str = Field(LOCAL_FLINK, pattern=r"^(\[local\]|[^\s/:]+:\d{1,5})$")
     parallelism: Positive = 1
     environment: Literal["loopback", "process", "external"] = "loopback"
     worker: str | None = None

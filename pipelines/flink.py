@@ -1,11 +1,13 @@
 """A Flink cluster on this machine, for trials; and what runs on any."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from data import errors, state
+from pipelines import config
 from runners import background, cluster, flink_rest
 
 PORT = 8081
@@ -53,6 +55,41 @@ def down(directory: Path) -> None:
     except (background.BackgroundError, OSError) as error:
         raise errors.BadInputError(f"flink: {error}") from error
     log.info("Flink is down; checkpoints stay in %s" if was_running else "no Flink is running in %s", directory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The Flink cluster that a job file names.
+
+    Attributes:
+        problem: why nothing more is known of it; None: it answers.
+        logs: its directory of logs, if it is one of `up`.
+        jobs: the job's own that run there, and the last one that has ended.
+    """
+
+    master: str
+    problem: str | None = None
+    task_managers: int = 0
+    slots: int = 0
+    free_slots: int = 0
+    logs: str | None = None
+    jobs: list[flink_rest.Job] = dataclasses.field(default_factory=list)
+
+
+def of_job(job: config.Job) -> Cluster | None:
+    """Asks the cluster that the job runs on; None: it has none."""
+    master = job.runner.master
+    if master == config.LOCAL_FLINK:
+        return None
+    rest, names = flink_rest.Flink(master), {part.job.name for part in job.parts}
+    try:
+        overview, logs, jobs = rest.overview(), rest.settings().get(cluster.DIRECTORY_SETTING), rest.jobs()
+    except flink_rest.FlinkError as error:
+        return Cluster(master, str(error))
+    ours = [each for each in jobs if each.name in names]
+    ended = [each for each in ours if each.state in flink_rest.ENDED]
+    shown = [each for each in ours if each not in ended] + ended[:1]
+    return Cluster(master, None, overview.task_managers, overview.slots, overview.free_slots, logs, shown)
 
 
 def status(master: str | None) -> Iterator[str]:

@@ -11,7 +11,7 @@ import prometheus_client
 from prometheus_client import core, registry
 
 from data import errors
-from pipelines import config, status
+from pipelines import config, flink, status
 from transforms.ingest import decode
 
 HOST = "127.0.0.1"
@@ -77,6 +77,8 @@ def metrics(found: status.Status) -> Iterator[core.Metric]:
     if found.trending is not None:
         yield from _of_windows(found.trending, "trending_")
     yield from _of_topic(found)
+    if found.cluster is not None:
+        yield from _of_flink(found.cluster)
     if found.last_run is not None:
         yield from _of_run(found.last_run)
     yield from _of_totals(found.totals)
@@ -127,6 +129,16 @@ def _of_topic(found: status.Status) -> Iterator[core.Metric]:
             if (value := getattr(part, field)) is not None:
                 metric.add_metric([part.topic, str(part.partition)], value)
         yield metric
+
+
+def _of_flink(there: flink.Cluster) -> Iterator[core.Metric]:
+    is_up = there.problem is None
+    yield from _gauge("flink_up", "1: the job's Flink cluster answers; 0: it doesn't.", is_up)
+    if is_up:
+        yield from _gauge("flink_task_managers", "TaskManagers of the cluster.", there.task_managers)
+        yield from _gauge("flink_free_slots", "Slots of the cluster that no job has.", there.free_slots)
+        running = sum(job.state == "RUNNING" for job in there.jobs)
+        yield from _gauge("flink_jobs", "Flink's jobs of the job that run.", running)
 
 
 def _of_run(run: status.Run) -> Iterator[core.Metric]:

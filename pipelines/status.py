@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data import errors, ledger, periods, store
-from pipelines import config, contract, plan
+from pipelines import config, contract, flink, plan
 from transforms.ingest import decode, kafka_client
 from transforms.privacy import filter as privacy_filter
 
@@ -154,6 +154,7 @@ class Status:
         broker_problem: why there is no lag; None: there is, or the job reads files.
         published, visible: until the ledger named the release, and until it was in the database that people query.
         alerts: those of `trending` among them.
+        cluster: Flink's, that the job runs on; None: it has none.
         trending: the figures of the job's short windows, without what is told of the whole job; None: it has none.
     """
 
@@ -170,6 +171,7 @@ class Status:
     visible: Latency | None
     budget: list[Budget]
     alerts: list[Alert]
+    cluster: flink.Cluster | None = None
     trending: "Status | None" = None
 
 
@@ -184,6 +186,7 @@ def read(job: config.Job, now: dt.datetime | None = None) -> Status:
     account, kept = contract.open_ledger(job), store.Store(job.job.store)
     asked, records = account.releases(job.job.data_set, with_refused=True), kept.run_records()
     whole, *short = (_of_part(part, now, account, asked, records) for part in job.parts)
+    whole = dataclasses.replace(whole, cluster=flink.of_job(job))
     if not short:
         return whole
     alerts = [dataclasses.replace(alert, name=f"trending.{alert.name}") for alert in short[0].alerts]
@@ -450,6 +453,8 @@ def as_text(found: Status) -> Iterator[str]:
         )
     if found.broker_problem:
         yield f"no lag: {found.broker_problem}"
+    if found.cluster:
+        yield from _cluster_as_text(found.cluster)
     yield from _run_as_text(found)
     if found.trending:
         yield from (f"trending: {line}" for line in [*_windows_as_text(found.trending), *_run_as_text(found.trending)])
@@ -467,6 +472,17 @@ def _windows_as_text(found: Status) -> Iterator[str]:
     )
     if windows.why:
         yield f"refused: {windows.why}"
+
+
+def _cluster_as_text(there: flink.Cluster) -> Iterator[str]:
+    if there.problem:
+        yield f"no Flink: {there.problem}"
+        return
+    yield (
+        f"Flink at {there.master}: {there.task_managers} TaskManager(s), {there.free_slots} of {there.slots} slots free"
+        + (f"; logs: {there.logs}/*.log" if there.logs else "")
+    )
+    yield from (f"{job.name} {job.state} on Flink since {_time(job.started)}: {job.job_id}" for job in there.jobs)
 
 
 def _run_as_text(found: Status) -> Iterator[str]:

@@ -241,11 +241,23 @@ def test_json_is_the_same_each_time_and_has_all_figures(files):
         "visible",
         "budget",
         "alerts",
+        "cluster",
         "trending",
     ]
     assert found["at"] == "2025-01-05T12:00:00+00:00"
     assert found["totals"] == {"windows": 2, "ok": 3, "late": 1, "repeated": 1, "dead": None}
     assert found["alerts"] == [{"name": "max_late_share", "limit": 0.5, "value": 0.0, "is_firing": False}]
+
+
+def test_without_its_flink_a_job_has_its_other_figures_within_ten_seconds(files):
+    start = time.monotonic()
+    found = read(files, "--runner.master=127.0.0.1:1")
+    assert time.monotonic() - start < 10
+    assert found.totals.ok == 3
+    [line] = [line for line in status.as_text(found) if line.startswith("no Flink: ")]
+    assert "127.0.0.1:1" in line
+    samples = [(sample.name, sample.value) for metric in metrics.metrics(found) for sample in metric.samples]
+    assert [each for each in samples if each[0].startswith("sottovoce_flink")] == [("sottovoce_flink_up", 0)]
 
 
 def test_the_command_prints_lines_and_exits_with_8_where_an_alert_fires(topic, capsys):

@@ -19,7 +19,7 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import cli, config, release, source, status, stream
-from runners import direct, flink_rest
+from runners import direct
 from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published, view, write_job
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, short_figures, until, without_noise
@@ -127,9 +127,12 @@ def test_a_stream_on_a_cluster_outlives_a_task_manager(broker, cluster, tmp_path
     killing.join()
     assert [charge["window_start"][8:10] for charge in charges(job)] == ["01", "02"]
     assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20)]
-    assert [
-        each.state for each in cluster.rest.jobs() if each.name == job.job.name and each.state not in flink_rest.ENDED
-    ] == []
+    lines = list(status.as_text(status.read(job)))
+    assert f"Flink at {cluster.master}: 1 TaskManager(s), 4 of 4 slots free; logs: {cluster.directory}/*.log" in lines
+    # The one that was told to end; another failed with its TaskManager.
+    assert [line.split(" on ")[0] for line in lines if line.startswith("test ") and " on Flink" in line] == ["test CANCELED"]
+    ours = sorted(each.state for each in cluster.rest.jobs() if each.name == job.job.name)
+    assert ours == ["CANCELED", "FAILED"]
 
 
 def test_a_stream_that_has_to_begin_again_says_so_and_leaves_nothing_behind(broker, flink_jars, tmp_path):
