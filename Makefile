@@ -1,6 +1,6 @@
 # make demo   sets everything up and runs the main job on the sample
 # make test   sets everything up, lints, checks types and import directions, and runs the tests
-# make audit  the slow statistical tests;  make bench  speed, every row of docs/performance.md;  make format  formats;  make clean  removes what make made
+# make audit  the slow tests, statistical ones and drills;  make drill  kills on a Flink cluster;  make bench  speed, every row of docs/performance.md;  make format  formats;  make clean  removes what make made
 
 SHELL := /bin/sh
 VENV ?= .venv
@@ -9,7 +9,7 @@ PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FIND_PYTHON = for p in $(PYTHONS); do \
 	if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo $$p; break; fi; done
 
-.PHONY: demo test lint audit bench format lock clean setup
+.PHONY: demo test lint audit drill bench format lock clean setup
 
 demo: setup
 	@test -f secrets/pseudonym.key || $(BIN)/sottovoce key secrets/pseudonym.key
@@ -31,6 +31,9 @@ lint: setup
 
 audit: setup
 	$(BIN)/pytest -m slow
+
+drill: setup
+	$(BIN)/pytest -m slow tests/audit/test_flink.py -s
 
 bench: setup
 	$(BIN)/python -m tests.bench.all
