@@ -413,7 +413,7 @@ class RunnerSection(_Section):
     def _worker_fits(self) -> Self:
         if (self.environment == "loopback") != (self.worker is None):
             raise ValueError(
-                'environment = "process" needs worker, the command that starts one, and "external" the HOST:PORT of a pool of '
+                'environment = "process" needs worker, the program that starts one, and "external" the HOST:PORT of a pool of '
                 'them; "loopback" takes none'
             )
         return self

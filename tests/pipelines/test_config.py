@@ -324,7 +324,7 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
             ["--cooccurrence.max_items", "few"], r"max_items = 'few': must be \"auto\" or in 1\.\.20000", id="max_items"
         ),
         pytest.param(["--runner.master", "http://h:1"], r"runner\.master = 'http://h:1': .* match pattern", id="master"),
-        pytest.param(["--runner.environment", "process"], r'runner: .*"process" needs worker, the command', id="no worker"),
+        pytest.param(["--runner.environment", "process"], r'runner: .*"process" needs worker, the program', id="no worker"),
         pytest.param(["--runner.worker", "h:1"], r'runner: .*"loopback" takes none', id="worker of nothing"),
         pytest.param(
             ["--runner.environment=external", "--runner.worker=h:1", "--job.store=build/store"],

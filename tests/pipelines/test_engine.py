@@ -39,7 +39,7 @@ def test_the_section_chooses_the_engine_of_releases_and_streams_have_flink(job, 
     ("section", "kind", "payload"),
     [
         pytest.param({}, "LOOPBACK", None, id="loopback"),
-        pytest.param({"environment": "process", "worker": "/w --x"}, "PROCESS", {"command": "/w --x"}, id="process"),
+        pytest.param({"environment": "process", "worker": "/w x"}, "PROCESS", {"command": "/w x"}, id="process"),
         pytest.param({"environment": "external", "worker": "h:1"}, "EXTERNAL", "h:1", id="external"),
     ],
 )
