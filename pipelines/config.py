@@ -404,6 +404,7 @@ class RunnerSection(_Section):
     parallelism: Positive = 1
     environment: Literal["loopback", "process", "external"] = "loopback"
     worker: str | None = None
+    artifacts: Path | None = None
     buckets: Annotated[Positive, Field(le=bounding.MAX_BUCKETS)] | None = None
     spill: bool = True
     memory_gb: float | None = Field(None, gt=0)
@@ -601,6 +602,7 @@ class Job(pydantic_settings.BaseSettings):
             ("job.store", self.job.store),
             ("privacy.ledger", (self.privacy.ledger or "").partition("sqlite:///")[2]),
             ("privacy.book", self.privacy.book),
+            ("runner.artifacts", self.runner.artifacts),
             ("kafka.ca_file", kafka.ca_file if kafka else None),
             ("kafka.password_file", kafka.password_file if kafka else None),
             *(("source.paths", path) for path in self.source.paths),

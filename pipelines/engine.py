@@ -71,8 +71,9 @@ def options(job: config.Job, beam_flags: Sequence[str], streaming: bool = False)
 
 
 def _environment(section: config.RunnerSection) -> list[str]:
-    """Where steps in Python run."""
+    """Where steps in Python run, and where what they need lies meanwhile."""
     if section.environment == "loopback":
         return []
     given = section.worker if section.environment == "external" else json.dumps({"command": section.worker})
-    return [f"--environment_type={section.environment.upper()}", f"--environment_config={given}"]
+    artifacts = [] if section.artifacts is None else [f"--artifacts_dir={section.artifacts}"]
+    return [f"--environment_type={section.environment.upper()}", f"--environment_config={given}", *artifacts]

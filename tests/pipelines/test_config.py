@@ -114,6 +114,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "parallelism": 1,
             "environment": "loopback",
             "worker": None,
+            "artifacts": None,
             "buckets": None,
             "spill": True,
             "memory_gb": None,

@@ -49,6 +49,13 @@ def test_steps_in_python_run_where_the_section_says(job, section, kind, payload)
     assert (json.loads(given["environment_config"]) if kind == "PROCESS" else given["environment_config"]) == payload
 
 
+def test_the_section_says_where_staged_files_lie(job):
+    section = {"kind": "flink", "environment": "external", "worker": "h:1"}
+    assert options(job, section)["artifacts_dir"] is None
+    assert options(job, {**section, "artifacts": "/shared"})["artifacts_dir"] == "/shared"
+    assert options(job, {**section, "artifacts": "/shared"}, "--artifacts_dir=/other")["artifacts_dir"] == "/other"
+
+
 def test_flags_win_over_the_section_and_one_that_beam_does_not_know_is_refused(job):
     given = options(job, {"kind": "flink", "parallelism": 3}, "--parallelism=2", "--flink_master=[auto]")
     assert (given["parallelism"], given["flink_master"]) == (2, "[auto]")
