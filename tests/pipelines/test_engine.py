@@ -61,8 +61,9 @@ def test_flags_win_over_the_section_and_one_that_beam_does_not_know_is_refused(j
     assert (given["parallelism"], given["flink_master"]) == (2, "[auto]")
     with pytest.raises(config.JobFileError, match="--paralelism: neither"):
         options(job, {"kind": "flink"}, "--paralelism=2")
-    with pytest.raises(config.JobFileError, match="two draws of noise"):
-        options(job, {"kind": "flink"}, "--number_of_execution_retries=1")
+    for flag in ("--number_of_execution_retries=1", "--flink_conf_dir=/conf"):
+        with pytest.raises(config.JobFileError, match="two draws of noise"):
+            options(job, {"kind": "flink"}, flag)
     assert options(job, {"kind": "direct"}, "--direct_num_workers=1")["direct_num_workers"] == 1
 
 
