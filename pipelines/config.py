@@ -404,6 +404,7 @@ class RunnerSection(_Section):
     parallelism: Positive = 1
     environment: Literal["loopback", "process", "external"] = "loopback"
     worker: str | None = None
+    artifacts: Path | None = None
     buckets: Annotated[Positive, Field(le=bounding.MAX_BUCKETS)] | None = None
     spill: bool = True
     memory_gb: float | None = Field(None, gt=0)
@@ -413,7 +414,7 @@ class RunnerSection(_Section):
     def _worker_fits(self) -> Self:
         if (self.environment == "loopback") != (self.worker is None):
             raise ValueError(
-                'environment = "process" needs worker, the command that starts one, and "external" the HOST:PORT of a pool of '
+                'environment = "process" needs worker, the program that starts one, and "external" the HOST:PORT of a pool of '
                 'them; "loopback" takes none'
             )
         return self
@@ -597,14 +598,17 @@ class Job(pydantic_settings.BaseSettings):
         if self.runner.environment == "loopback":
             return self
         kafka = self.kafka
-        files = [None, None] if kafka is None else [kafka.ca_file, kafka.password_file]
-        named = zip(
-            ("job.store", "privacy.book", "kafka.ca_file", "kafka.password_file", *["source.paths"] * len(self.source.paths)),
-            (self.job.store, self.privacy.book, *files, *self.source.paths),
-            strict=True,
-        )
+        named: list[tuple[str, str | Path | None]] = [
+            ("job.store", self.job.store),
+            ("privacy.ledger", (self.privacy.ledger or "").partition("sqlite:///")[2]),
+            ("privacy.book", self.privacy.book),
+            ("runner.artifacts", self.runner.artifacts),
+            ("kafka.ca_file", kafka.ca_file if kafka else None),
+            ("kafka.password_file", kafka.password_file if kafka else None),
+            *(("source.paths", path) for path in self.source.paths),
+        ]
         for key, path in named:
-            if path is not None and not Path(path).is_absolute() and "://" not in str(path):
+            if path and not Path(path).is_absolute() and "://" not in str(path):
                 raise ValueError(
                     f"{key} = {str(path)!r} with runner.environment = {self.runner.environment!r}: workers have a working "
                     "directory of their own. Give the path from the root on"

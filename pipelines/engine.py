@@ -12,6 +12,8 @@ from pipelines import config
 from runners import direct, flink, flink_rest
 
 _RETRIES = "--number_of_execution_retries"
+_TRY_AGAIN = frozenset({_RETRIES, "--flink_conf_dir"})
+"""Flags that would let Flink try a job again: a restart strategy in a directory of settings wins over the number of retries."""
 _NO_CHECKPOINTS = ["--checkpointing_interval=-1", f"{_RETRIES}=0"]
 """The topic is what a stream begins again from, at the first window that is not released: Flink by itself would begin where the
 stream began. With checkpoints, windows closed some seconds later."""
@@ -61,8 +63,10 @@ def options(job: config.Job, beam_flags: Sequence[str], streaming: bool = False)
         flags = [f"--job_name={job.job.name}", f"--flink_master={section.master}", *_environment(section)]
         if streaming:
             flags += _NO_CHECKPOINTS
-        elif any(flag.split("=")[0] == _RETRIES for flag in beam_flags):
-            raise ValueError(f"{_RETRIES}: Flink must not try a release again: parts of two draws of noise would be published.")
+        elif refused := [name for flag in beam_flags if (name := flag.split("=")[0]) in _TRY_AGAIN]:
+            raise ValueError(
+                f"{refused[0]}: Flink must not try a release again: parts of two draws of noise would be published."
+            )
         else:
             flags.append(f"{_RETRIES}=0")
         return flink.options([*flags, *beam_flags], section.parallelism, streaming)
@@ -71,8 +75,9 @@ def options(job: config.Job, beam_flags: Sequence[str], streaming: bool = False)
 
 
 def _environment(section: config.RunnerSection) -> list[str]:
-    """Where steps in Python run."""
+    """Where steps in Python run, and where what they need lies meanwhile."""
     if section.environment == "loopback":
         return []
     given = section.worker if section.environment == "external" else json.dumps({"command": section.worker})
-    return [f"--environment_type={section.environment.upper()}", f"--environment_config={given}"]
+    artifacts = [] if section.artifacts is None else [f"--artifacts_dir={section.artifacts}"]
+    return [f"--environment_type={section.environment.upper()}", f"--environment_config={given}", *artifacts]

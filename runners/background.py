@@ -39,22 +39,38 @@ class Process:
         """What the process has to say."""
         return self.directory / f"{self.name}.log"
 
+    @property
+    def _lock_file(self) -> Path:
+        return self.directory / f"{self.name}.lock"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.directory / f"{self.name}.pid"
+
     def log_tail(self) -> str:
         """The end of the log."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
 
     def is_running(self) -> bool:
-        """Whether the process is alive."""
-        if not self.directory.exists():
+        """Whether the process is alive, or about to start."""
+        try:
+            # Shared: of two who ask at once, neither takes the other for the process.
+            with self._lock_file.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
             return False
-        with self.lock() as lock:
-            return lock is None
+        except BlockingIOError:
+            return True
+        return False
 
     @contextlib.contextmanager
     def lock(self, patience: float = 0) -> Iterator[int | None]:
-        """The open file of the lock, which is ours until it is closed here and in each process that was given it; or None."""
+        """The open file of the lock, which is ours until it is closed here and in each process that was given it; or None.
+
+        Who has it is about to start the process: the number of an earlier one is forgotten.
+        """
         end = time.monotonic() + patience
-        with (self.directory / f"{self.name}.lock").open("ab") as file:
+        with self._lock_file.open("ab") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,6 +80,7 @@ class Process:
                         continue
                     yield None
                 else:
+                    self._pid_file.unlink(missing_ok=True)
                     yield file.fileno()
                 return
 
@@ -79,7 +96,7 @@ class Process:
                 start_new_session=True,
                 pass_fds=[lock],
             )
-        (self.directory / f"{self.name}.pid").write_text(f"{self._process.pid}\n", encoding="ascii")
+        self._pid_file.write_text(f"{self._process.pid}\n", encoding="ascii")
 
     def stop(self, patience: float = PATIENCE_SECONDS) -> bool:
         """Stops the process, by force (SIGKILL) if it takes longer than `patience` seconds.
@@ -105,7 +122,7 @@ class Process:
         if not self.is_running():
             return False
         try:
-            os.kill(int((self.directory / f"{self.name}.pid").read_text(encoding="ascii")), number)
+            os.kill(int(self._pid_file.read_text(encoding="ascii")), number)
         except ProcessLookupError:  # it ended just now
             return False
         except (OSError, ValueError) as error:

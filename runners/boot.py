@@ -7,6 +7,7 @@ It is what Beam's containers have a program in Go for. It needs Beam and nothing
 """
 
 import argparse
+import collections
 import contextlib
 import fcntl
 import hashlib
@@ -82,7 +83,8 @@ class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
         # Else two pools would share a port.
         self._server = grpc.server(thread_pool_executor.shared_unbounded_instance(), options=[("grpc.so_reuseport", 0)])
         self.address = f"localhost:{self._server.add_insecure_port(f'localhost:{port}')}"
-        self._working: dict[str, Worker] = {}
+        # TaskManagers number theirs alike, and so do jobs with jars of their own.
+        self._working: collections.defaultdict[str, list[Worker]] = collections.defaultdict(list)
         beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(self, self._server)
 
     def start(self, request: beam_fn_api_pb2.StartWorkerRequest) -> Worker:
@@ -92,20 +94,25 @@ class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     def StartWorker(  # noqa: N802  Beam's name
         self, request: beam_fn_api_pb2.StartWorkerRequest, context: Any
     ) -> beam_fn_api_pb2.StartWorkerResponse:
-        self._working[request.worker_id] = self.start(request)
+        self._working[request.worker_id].append(self.start(request))
         return beam_fn_api_pb2.StartWorkerResponse()
 
     def StopWorker(  # noqa: N802
         self, request: beam_fn_api_pb2.StopWorkerRequest, context: Any
     ) -> beam_fn_api_pb2.StopWorkerResponse:
-        if worker := self._working.get(request.worker_id):
+        there = self._working[request.worker_id]
+        over = [worker for worker in there if not worker.is_running()]
+        # Of several that run, which is meant can't be told: the runner has let go of it, and it ends by itself.
+        if meant := over or (there if len(there) == 1 else []):
+            worker = meant[0]
             worker.stop()
-            self._working.pop(request.worker_id, None)
+            with contextlib.suppress(ValueError):  # told twice
+                there.remove(worker)
         return beam_fn_api_pb2.StopWorkerResponse()
 
     def are_working(self) -> bool:
         """Whether the runner has not let go of all of them."""
-        return any(worker.is_running() for worker in self._working.values())
+        return any(worker.is_running() for worker in self._started())
 
     def __enter__(self) -> Self:
         self._server.start()
@@ -120,7 +127,10 @@ class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
             worker.stop()
 
     def _left(self) -> list[Worker]:
-        return [*self._working.values()]
+        return self._started()
+
+    def _started(self) -> list[Worker]:
+        return [worker for workers in [*self._working.values()] for worker in workers]
 
 
 class _Booted:

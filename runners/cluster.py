@@ -216,7 +216,7 @@ class Cluster:
             "jobmanager.rpc.port": self._rpc_port,
             "rest.port": self.port,
             "rest.bind-port": self.port,
-            # By default any page in a browser here might ask.
+            # By default any page in a browser here might read the answers; send it may still (docs/flink.md).
             "web.access-control-allow-origin": f"http://{self.master}",
             "taskmanager.numberOfTaskSlots": self.slots,
             "state.checkpoints.dir": (self.directory / "checkpoints").as_uri(),

@@ -1,6 +1,7 @@
 """Beam's job server: one Java process for one job, with a Flink of its own in it or for a cluster, that ends with us."""
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -89,9 +90,10 @@ class JobServer:
             f"--artifacts-dir={self._staged}",
         ]
         job = self._flink.job_url(self.job_id) if self._is_remote else ""
+        directories = json.dumps([str(self._staged), str(self.directory)])
         with self.log_file.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603  ours, no shell
-                [sys.executable, "-I", str(_TETHER), str(os.getpid()), str(self.directory), job, *command],
+                [sys.executable, "-I", str(_TETHER), str(os.getpid()), directories, job, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

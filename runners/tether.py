@@ -1,10 +1,11 @@
-"""Runs a command that ends with the process that started this one, however that one ends, and then deletes a directory.
+"""Runs a command that ends with the process that started this one, however that one ends, and then deletes directories.
 
-usage: python -I tether.py PARENT DIRECTORY JOB COMMAND...; to end it, send SIGTERM. JOB is the URL of the command's job on a
-Flink cluster, which is then cancelled if it has not ended; or nothing.
+usage: python -I tether.py PARENT DIRECTORIES JOB COMMAND...; to end it, send SIGTERM. DIRECTORIES is a JSON list. JOB is the
+URL of the command's job on a Flink cluster, which is then cancelled if it has not ended; or nothing.
 """
 
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ _PATIENCE_SECONDS = 5
 _UNKNOWN_SECONDS = 2
 
 
-def run(parent: int, directory: str, job: str, command: list[str]) -> int:
+def run(parent: int, directories: list[str], job: str, command: list[str]) -> int:
     """Returns the command's exit code; negative: it was killed, when process `parent` was over or on SIGTERM."""
     told_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
@@ -31,7 +32,8 @@ def run(parent: int, directory: str, job: str, command: list[str]) -> int:
             continue
     process.kill()
     code = process.wait()
-    shutil.rmtree(directory, ignore_errors=True)
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
     if job:
         _cancel(job)
     return code
@@ -55,4 +57,4 @@ def _cancel(job: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]) != 0)
+    sys.exit(run(int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3], sys.argv[4:]) != 0)

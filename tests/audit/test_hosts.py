@@ -145,8 +145,9 @@ def test_a_release_on_two_hosts_needs_a_shared_folder_and_nothing_else_of_ours(s
         "--runner.parallelism=2",
         "--runner.environment=process",
         f"--runner.worker={worker}",
+        f"--runner.artifacts={shared / 'artifacts'}",
     )
-    list(release.run_until(job, until(DAYS + 1, 1), [f"--artifacts_dir={shared / 'artifacts'}"]))
+    list(release.run_until(job, until(DAYS + 1, 1)))
     assert trial.released(job) == trial.counted(events)
     for process in processes.values():
         # Its own view: what the job brought along was installed on both.

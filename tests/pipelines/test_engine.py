@@ -39,7 +39,7 @@ def test_the_section_chooses_the_engine_of_releases_and_streams_have_flink(job, 
     ("section", "kind", "payload"),
     [
         pytest.param({}, "LOOPBACK", None, id="loopback"),
-        pytest.param({"environment": "process", "worker": "/w --x"}, "PROCESS", {"command": "/w --x"}, id="process"),
+        pytest.param({"environment": "process", "worker": "/w x"}, "PROCESS", {"command": "/w x"}, id="process"),
         pytest.param({"environment": "external", "worker": "h:1"}, "EXTERNAL", "h:1", id="external"),
     ],
 )
@@ -49,13 +49,21 @@ def test_steps_in_python_run_where_the_section_says(job, section, kind, payload)
     assert (json.loads(given["environment_config"]) if kind == "PROCESS" else given["environment_config"]) == payload
 
 
+def test_the_section_says_where_staged_files_lie(job):
+    section = {"kind": "flink", "environment": "external", "worker": "h:1"}
+    assert options(job, section)["artifacts_dir"] is None
+    assert options(job, {**section, "artifacts": "/shared"})["artifacts_dir"] == "/shared"
+    assert options(job, {**section, "artifacts": "/shared"}, "--artifacts_dir=/other")["artifacts_dir"] == "/other"
+
+
 def test_flags_win_over_the_section_and_one_that_beam_does_not_know_is_refused(job):
     given = options(job, {"kind": "flink", "parallelism": 3}, "--parallelism=2", "--flink_master=[auto]")
     assert (given["parallelism"], given["flink_master"]) == (2, "[auto]")
     with pytest.raises(config.JobFileError, match="--paralelism: neither"):
         options(job, {"kind": "flink"}, "--paralelism=2")
-    with pytest.raises(config.JobFileError, match="two draws of noise"):
-        options(job, {"kind": "flink"}, "--number_of_execution_retries=1")
+    for flag in ("--number_of_execution_retries=1", "--flink_conf_dir=/conf"):
+        with pytest.raises(config.JobFileError, match="two draws of noise"):
+            options(job, {"kind": "flink"}, flag)
     assert options(job, {"kind": "direct"}, "--direct_num_workers=1")["direct_num_workers"] == 1
 
 

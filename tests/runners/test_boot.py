@@ -242,6 +242,32 @@ def test_a_worker_that_cannot_be_started_tells_the_job(host, tmp_path, name, sha
     assert folders(host) == before
 
 
+class Asleep(boot.Pool):
+    """A pool whose workers sleep until the runner is said to let go of them, and that can tell how each ended."""
+
+    def start(self, request):
+        command = [sys.executable, "-c", "input()"]
+        worker = boot._Booted.__new__(boot._Booted)
+        worker._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        return worker
+
+
+@pytest.mark.parametrize("is_over", [True, False], ids=["it has ended", "it is about to end"])
+def test_a_worker_is_not_ended_for_another_of_the_same_number(is_over):
+    request = beam_fn_api_pb2.StartWorkerRequest(worker_id="1-1")
+    with Asleep() as pool:
+        for _ in range(2):
+            pool.StartWorker(request, None)
+        mine, other = (worker._process for worker in pool._left())
+        if is_over:
+            mine.communicate(b"\n")
+        pool.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), None)
+        assert other.poll() is None
+        assert mine.poll() == (0 if is_over else None)
+    assert mine.poll() is not None
+    assert other.poll() is not None
+
+
 def test_two_pools_do_not_share_a_port():
     with boot.Pool() as pool, pytest.raises(RuntimeError, match="Failed to bind"):
         boot.Pool(int(pool.address.split(":")[1]))

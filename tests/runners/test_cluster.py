@@ -1,5 +1,6 @@
 """A Flink cluster on this machine: real jobs on it, what becomes of them, and who can reach it."""
 
+import fcntl
 import os
 import pathlib
 import signal
@@ -12,8 +13,8 @@ import time
 import apache_beam as beam
 import pytest
 
+from runners import background, flink, flink_rest
 from runners import cluster as clusters
-from runners import flink, flink_rest
 from tests.runners import counting
 from tests.runners.processes import flink_processes, listening
 
@@ -49,6 +50,24 @@ def flags(cluster: clusters.Cluster, name: str) -> list[str]:
 def test_a_stale_process_number_stops_nothing(tmp_path, number):
     (tmp_path / "jobmanager.pid").write_text(f"{number}\n")
     assert clusters.Cluster(tmp_path).stop() is False
+
+
+def test_a_process_that_is_about_to_start_is_not_taken_for_the_one_before(tmp_path):
+    process = background.Process(tmp_path, "any")
+    (tmp_path / "any.pid").write_text(f"{os.getpid()}\n")
+    with process.lock() as lock:
+        assert lock is not None
+        assert process.is_running()
+        with pytest.raises(background.BackgroundError, match=r"can't be sent a signal .*any\.pid"):
+            process.stop()
+    assert not process.is_running()
+
+
+def test_who_asks_for_a_process_is_not_taken_for_it(tmp_path):
+    (tmp_path / "any.lock").touch()
+    with (tmp_path / "any.lock").open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not background.Process(tmp_path, "any").is_running()
 
 
 @pytest.mark.parametrize("port", [70_000, None], ids=["beyond all", "taken"])

@@ -1,5 +1,6 @@
 """Flink on this machine: real jobs, in batch and streaming, their failures, and what is left after them."""
 
+import json
 import logging
 import os
 import pathlib
@@ -72,15 +73,18 @@ def test_java_that_is_missing_is_named(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_what_is_tethered_ends_with_its_parent(tmp_path, number):
-    (tmp_path / "own").mkdir()
+    own = [tmp_path / "own", tmp_path / "staged"]
+    for directory in own:
+        directory.mkdir()
     waiting = "import os, time; print(os.getpid(), flush=True); time.sleep(99)"
-    words = f"'-I', {tether.__file__!r}, str(os.getpid()), {str(tmp_path / 'own')!r}, '', sys.executable, '-c', {waiting!r}"
+    directories = json.dumps([str(directory) for directory in own])
+    words = f"'-I', {tether.__file__!r}, str(os.getpid()), {directories!r}, '', sys.executable, '-c', {waiting!r}"
     start = f"import os, subprocess, sys, time; subprocess.Popen([sys.executable, {words}])"
     parent = subprocess.Popen([sys.executable, "-c", f"{start}; time.sleep(99)"], stdout=subprocess.PIPE)
     child = int(parent.stdout.readline())
     parent.send_signal(number)
     parent.wait()
-    wait_for(lambda: not command_of(child) and not (tmp_path / "own").exists(), 5)
+    wait_for(lambda: not command_of(child) and not any(directory.exists() for directory in own), 5)
 
 
 def test_the_options_are_those_of_the_runner(flink_jars):
