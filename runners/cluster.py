@@ -166,16 +166,6 @@ class Cluster:
         were_running = [each.stop() for each in (self.job_manager, *self.task_managers)]
         return any(were_running)
 
-    def kill(self) -> None:
-        """Ends the cluster at once (SIGKILL), as a power cut would."""
-        for each in (self.job_manager, *self.task_managers):
-            each.kill()
-
-    def restart(self) -> Self:
-        """Stops the cluster, if it is running, and starts it. Its jobs are gone, their checkpoints stay."""
-        self.stop()
-        return self.start()
-
     def __enter__(self) -> Self:
         return self.start()
 
