@@ -19,7 +19,7 @@ from runners import background, boot, cluster, flink_java, jars
 from tests.audit import trial
 from tests.pipelines import example
 from tests.pipelines.test_topics import until
-from tests.runners.test_cluster import wait_for
+from tests.runners.processes import wait_for
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROOMS = ("data", "models", "pipelines", "runners", "tests", "transforms")

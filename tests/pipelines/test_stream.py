@@ -23,8 +23,7 @@ from runners import direct
 from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published, view, write_job
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, short_figures, until, without_noise
-from tests.runners.processes import connections, flink_processes, is_java, is_worker
-from tests.runners.test_cluster import wait_for
+from tests.runners.processes import connections, flink_processes, is_java, is_worker, wait_for
 from transforms import bounding
 from transforms.ingest import pseudonym
 from transforms.ingest import stream as ingest

@@ -2,6 +2,17 @@
 
 import pathlib
 import subprocess
+import time
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""Its addresses, as /proc/net has them."""
+
+
+def wait_for(happened, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
 
 
 def flink_processes(parent: int) -> set[int]:

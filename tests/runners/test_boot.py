@@ -31,8 +31,7 @@ from apache_beam.portability.api import (
 from apache_beam.runners.portability import artifact_service, stager
 
 from runners import boot, flink, staging
-from tests.runners.processes import command_of, listening
-from tests.runners.test_flink import LOOPBACK, wait_for
+from tests.runners.processes import LOOPBACK, command_of, listening, wait_for
 from transforms import workers
 
 ROOT = pathlib.Path(__file__).parents[2]

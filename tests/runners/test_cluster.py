@@ -16,16 +16,7 @@ import pytest
 from runners import background, flink, flink_rest
 from runners import cluster as clusters
 from tests.runners import counting
-from tests.runners.processes import flink_processes, listening
-
-LOOPBACK = "0000000000000000FFFF00000100007F"
-
-
-def wait_for(happened, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
+from tests.runners.processes import LOOPBACK, flink_processes, listening, wait_for
 
 
 def numbers(cluster: clusters.Cluster) -> set[int]:
@@ -119,7 +110,9 @@ def test_a_stream_survives_its_task_manager_and_others_jobs_and_stops_with_a_sav
     wait_for(lambda: len(counting.windows(tmp_path)) >= 3 and flink.last_checkpoint(state))
     wait_for(lambda: counting.windows(tmp_path / "other"))
     # Beam's servers among them.
-    assert set(listening(numbers(cluster))) == {LOOPBACK}
+    addresses = set(listening(numbers(cluster)))
+    assert addresses
+    assert addresses <= LOOPBACK
     other.send_signal(signal.SIGKILL)
     other.wait()
     wait_for(lambda: states(cluster, "other") == ["CANCELED"], 10)

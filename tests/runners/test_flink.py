@@ -17,19 +17,9 @@ from apache_beam.portability.api import beam_job_api_pb2
 
 from runners import flink, flink_java, flink_rest, jars, job_server, tether
 from tests.runners import counting
-from tests.runners.processes import command_of, flink_processes, is_java, listening
+from tests.runners.processes import LOOPBACK, command_of, flink_processes, is_java, listening, wait_for
 
 LOCKED = "org.objenesis:objenesis:2.1"
-
-
-def wait_for(happened, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
-
-
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 def test_flags_of_the_user_win():
