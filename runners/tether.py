@@ -1,7 +1,8 @@
 """Runs a command that ends with the process that started this one, however that one ends, and then deletes directories.
 
 usage: python -I tether.py PARENT DIRECTORIES JOB COMMAND...; to end it, send SIGTERM. DIRECTORIES is a JSON list. JOB is the
-URL of the command's job on a Flink cluster, which is then cancelled if it has not ended; or nothing.
+URL of the command's job on a Flink cluster, which is then cancelled if it has not ended; or nothing. Where no Flink answers, a
+process that is left behind asks again for a minute: the job may live on without its JobManager, until that is back.
 """
 
 import http.client
@@ -17,6 +18,7 @@ import urllib.parse
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 5
 _UNKNOWN_SECONDS = 2
+_AWAY_SECONDS = 60
 
 
 def run(parent: int, directories: list[str], job: str, command: list[str]) -> int:
@@ -34,26 +36,35 @@ def run(parent: int, directories: list[str], job: str, command: list[str]) -> in
     code = process.wait()
     for directory in directories:
         shutil.rmtree(directory, ignore_errors=True)
-    if job:
-        _cancel(job)
+    # Whoever waits for this process needn't wait for a JobManager that is away.
+    if job and not _cancel(job) and os.fork() == 0:
+        end = time.monotonic() + _AWAY_SECONDS
+        while not _cancel(job) and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+        os._exit(0)
     return code
 
 
-def _cancel(job: str) -> None:
-    """Asks Flink to; again where it doesn't know the job, which may have been on its way when the command was killed."""
+def _cancel(job: str) -> bool:
+    """Asks Flink to; again where it doesn't know the job, which may have been on its way when the command was killed.
+
+    Returns:
+        Whether Flink answers: a JobManager that is about to be one (HTTP 503) doesn't.
+    """
     url = urllib.parse.urlsplit(job)
     end = time.monotonic() + _UNKNOWN_SECONDS
-    status = http.HTTPStatus.NOT_FOUND
+    status: int = http.HTTPStatus.NOT_FOUND
     while status == http.HTTPStatus.NOT_FOUND and time.monotonic() < end:
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=_PATIENCE_SECONDS)
         try:
             connection.request("PATCH", f"{url.path}?mode=cancel")
-            status = http.HTTPStatus(connection.getresponse().status)
-        except (OSError, http.client.HTTPException):  # no job outlives its cluster
-            return
+            status = connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return False
         finally:
             connection.close()
         time.sleep(_POLL_SECONDS)
+    return status < http.HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Flink on this machine: real jobs, in batch and streaming, their failures, and what is left after them."""
 
+import http.server
 import json
 import logging
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,6 +77,32 @@ def test_what_is_tethered_ends_with_its_parent(tmp_path, number):
     parent.send_signal(number)
     parent.wait()
     wait_for(lambda: not command_of(child) and not any(directory.exists() for directory in own), 5)
+
+
+class Cancels(http.server.BaseHTTPRequestHandler):
+    """A JobManager that is not yet one when it is asked first."""
+
+    answers = iter([503, 202])
+
+    def do_PATCH(self):
+        self.server.asked.append(self.path)
+        self.send_response(next(self.answers))
+        self.end_headers()
+
+
+def test_a_job_is_cancelled_when_its_job_manager_is_back_and_nobody_waits_for_that():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    words = ["-I", tether.__file__, str(os.getpid()), "[]", f"http://127.0.0.1:{address[1]}/jobs/a", "sleep", "99"]
+    tethered = subprocess.Popen([sys.executable, *words])
+    wait_for(lambda: subprocess.run(["pgrep", "-P", str(tethered.pid)], capture_output=True).stdout)
+    tethered.terminate()
+    tethered.wait(2)
+    with http.server.HTTPServer(address, Cancels) as back:
+        back.asked, back.timeout = [], 5
+        for _ in range(2):
+            back.handle_request()
+    assert back.asked == ["/jobs/a?mode=cancel"] * 2
 
 
 def test_the_options_are_those_of_the_runner(flink_jars):
