@@ -5,12 +5,14 @@ import datetime as dt
 import http.client
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 CANCELLING = "CANCELLING"
 ENDED = frozenset({"CANCELED", "FAILED", "FINISHED", "SUSPENDED"})
 """The states of a job that is over."""
+
+_Told = TypeVar("_Told")
 
 _PATIENCE_SECONDS = 5
 _SAVEPOINT_SECONDS = 120
@@ -54,7 +56,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Flink:
-    """A JobManager; every method raises FlinkError where it doesn't answer or refuses.
+    """A JobManager; every method raises FlinkError where it doesn't answer or refuses, or what answers is no Flink.
 
     Attributes:
         address: HOST:PORT, with http:// or without.
@@ -63,31 +65,30 @@ class Flink:
     address: str
 
     def overview(self) -> Overview:
-        found = self._ask("GET", "/overview")
-        if not isinstance(found, dict) or "flink-version" not in found:
-            raise FlinkError(f"what answers at {self.address} is no Flink.")
-        return Overview(found["flink-version"], found["taskmanagers"], found["slots-total"], found["slots-available"])
+        names = ("flink-version", "taskmanagers", "slots-total", "slots-available")
+        return self._ask("GET", "/overview", lambda found: Overview(*(found[name] for name in names)))
 
     def task_managers(self) -> set[str]:
         """Returns the ids of those TaskManagers whose slots are there."""
-        return {each["id"] for each in self._ask("GET", "/taskmanagers")["taskmanagers"] if each["slotsNumber"]}
+        return self._ask(
+            "GET", "/taskmanagers", lambda found: {each["id"] for each in found["taskmanagers"] if each["slotsNumber"]}
+        )
 
     def settings(self) -> dict[str, str]:
         """Returns the JobManager's settings."""
-        return {each["key"]: each["value"] for each in self._ask("GET", "/jobmanager/config")}
+        return self._ask("GET", "/jobmanager/config", lambda found: {each["key"]: each["value"] for each in found})
 
     def jobs(self) -> list[Job]:
         """Returns the jobs that the JobManager remembers, those that are over too, the newest first."""
-        found = self._ask("GET", "/jobs/overview")["jobs"]
-        jobs = [Job(each["jid"], each["name"], each["state"], _time(each["start-time"])) for each in found]
+        jobs = self._ask("GET", "/jobs/overview", lambda found: [_job(each) for each in found["jobs"]])
         return sorted(jobs, key=lambda job: job.started, reverse=True)
 
     def state(self, job_id: str) -> str:
-        return self._ask("GET", f"/jobs/{job_id}/status")["status"]
+        return self._ask("GET", f"/jobs/{job_id}/status", lambda found: str(found["status"]))
 
     def cancel(self, job_id: str) -> None:
         """Asks for a job's end, without waiting for it."""
-        self._ask("PATCH", f"/jobs/{job_id}?mode=cancel")
+        self._ask("PATCH", f"/jobs/{job_id}?mode=cancel", lambda _: None)
 
     def stop(self, job_id: str, directory: str | None = None) -> str:
         """Ends a streaming job with a savepoint; returns the savepoint's URI.
@@ -95,29 +96,19 @@ class Flink:
         Args:
             directory: a URI; default: as the cluster's settings say.
         """
-        request = self._ask("POST", f"/jobs/{job_id}/stop", {"targetDirectory": directory, "drain": False})["request-id"]
+        asked = {"targetDirectory": directory, "drain": False}
+        request = self._ask("POST", f"/jobs/{job_id}/stop", lambda found: found["request-id"], asked)
         end = time.monotonic() + _SAVEPOINT_SECONDS
-        while (found := self._ask("GET", f"/jobs/{job_id}/savepoints/{request}"))["status"]["id"] != "COMPLETED":
+        while (operation := self._ask("GET", f"/jobs/{job_id}/savepoints/{request}", _completed)) is None:
             if time.monotonic() > end:
                 raise FlinkError(f"Flink at {self.address}: the savepoint of job {job_id} is not done yet.")
             time.sleep(0.1)
-        if "failure-cause" in found["operation"]:
-            raise FlinkError(f"Flink at {self.address}: no savepoint of job {job_id}: {_cause(found['operation'])}")
-        return found["operation"]["location"]
+        if "failure-cause" in operation:
+            raise FlinkError(f"Flink at {self.address}: no savepoint of job {job_id}: {_cause(operation)}")
+        return operation["location"]
 
     def checkpoints(self, job_id: str) -> Checkpoints:
-        found = self._ask("GET", f"/jobs/{job_id}/checkpoints")
-        counts, last = found["counts"], found["latest"]["completed"]
-        if last is None:
-            return Checkpoints(counts["completed"], counts["failed"])
-        return Checkpoints(
-            counts["completed"],
-            counts["failed"],
-            _time(last["latest_ack_timestamp"]),
-            last["state_size"],
-            dt.timedelta(milliseconds=last["end_to_end_duration"]),
-            last["external_path"],
-        )
+        return self._ask("GET", f"/jobs/{job_id}/checkpoints", _checkpoints)
 
     def job_url(self, job_id: str) -> str:
         return f"http://{self._host_and_port}/jobs/{job_id}"
@@ -126,7 +117,8 @@ class Flink:
     def _host_and_port(self) -> str:
         return self.address.removeprefix("http://").rstrip("/")
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _ask(self, method: str, path: str, read: Callable[[Any], _Told], body: Mapping[str, Any] | None = None) -> _Told:
+        """Returns what is read from the answer."""
         # Of the standard library's clients, the one that knows of no proxies.
         try:
             connection = http.client.HTTPConnection(self._host_and_port, timeout=_PATIENCE_SECONDS)
@@ -141,11 +133,37 @@ class Flink:
             raise FlinkError(f"no Flink answers at {self.address} ({error or type(error).__name__}).") from error
         finally:
             connection.close()
-        if response.status >= http.HTTPStatus.BAD_REQUEST:
-            told = found.get("errors") if isinstance(found, dict) else None
+        try:
+            if response.status < http.HTTPStatus.BAD_REQUEST:
+                return read(found)
+            told = found["errors"]
             reason = told[-1].strip().splitlines()[0] if told else response.reason
-            raise FlinkError(f"Flink at {self.address} refuses: {reason}")
-        return found
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise FlinkError(f"what answers at {self.address} is no Flink.") from error
+        raise FlinkError(f"Flink at {self.address} refuses: {reason}")
+
+
+def _job(found: Mapping[str, Any]) -> Job:
+    return Job(found["jid"], found["name"], found["state"], _time(found["start-time"]))
+
+
+def _completed(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What came of an operation, if it is over."""
+    return found["operation"] if found["status"]["id"] == "COMPLETED" else None
+
+
+def _checkpoints(found: Mapping[str, Any]) -> Checkpoints:
+    counts, last = found["counts"], found["latest"]["completed"]
+    if last is None:
+        return Checkpoints(counts["completed"], counts["failed"])
+    return Checkpoints(
+        counts["completed"],
+        counts["failed"],
+        _time(last["latest_ack_timestamp"]),
+        last["state_size"],
+        dt.timedelta(milliseconds=last["end_to_end_duration"]),
+        last["external_path"],
+    )
 
 
 def _time(milliseconds: int) -> dt.datetime:

@@ -1,9 +1,11 @@
 """The commands for a Flink cluster: each from start to end."""
 
+import http.server
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import apache_beam as beam
@@ -78,6 +80,35 @@ def test_a_server_that_says_nothing_is_one_line(capsys, monkeypatch):
         master = f"127.0.0.1:{silent.getsockname()[1]}"
         assert cli.main(["flink", "status", "--master", master]) == 3
     assert f"no Flink answers at {master} (timed out)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["status"], ["cancel", "any"]], ids=str)
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        (200, "[]"),
+        (200, '{"jobs": [{"jid": 1}]}'),
+        (200, '{"jobs": null}'),
+        (404, '{"detail": "Not Found"}'),
+        (400, '{"errors": {"a": 1}}'),
+    ],
+)
+def test_a_server_that_is_no_flink_is_one_line(capsys, words, code, answer):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.handle_request).start()
+        master = f"127.0.0.1:{other.server_port}"
+        assert cli.main(["flink", *words, "--master", master]) == 3
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"what answers at {master} is no Flink" in line
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "x"])
