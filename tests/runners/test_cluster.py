@@ -1,6 +1,7 @@
 """A Flink cluster on this machine: real jobs on it, what becomes of them, and who can reach it."""
 
 import fcntl
+import json
 import os
 import pathlib
 import signal
@@ -67,6 +68,35 @@ def test_a_port_that_can_not_be_used_is_an_error(flink_jars, tmp_path, port):
         port = port or taken.getsockname()[1]
         with pytest.raises(clusters.ClusterError, match=f"port {port} can't be used"):
             clusters.Cluster(tmp_path, port).start()
+
+
+@pytest.fixture
+def task_manager(tmp_path):
+    """Something that holds the lock of one, with whatever is in the file of settings."""
+    process = background.Process(tmp_path, "taskmanager-1")
+    with process.lock() as lock:
+        process.start(["sleep", "60"], lock)
+    yield process
+    process.stop()
+
+
+@pytest.mark.parametrize("settings", [None, "{", "[]", '{"port": 1}'], ids=["missing", "cut", "a list", "incomplete"])
+def test_a_cluster_that_runs_without_its_settings_can_only_be_stopped(task_manager, settings):
+    if settings is not None:
+        (task_manager.directory / "settings.json").write_text(settings)
+    with pytest.raises(clusters.ClusterError, match=r"settings\.json is missing or damaged.*stop it"):
+        clusters.Cluster(task_manager.directory).start()
+    assert clusters.Cluster(task_manager.directory).stop() is True
+    assert not task_manager.is_running()
+
+
+def test_a_cluster_that_runs_stays_as_it_is_and_says_so(task_manager, caplog):
+    given = {"port": 1, "n_task_managers": 1, "slots": 2, "rpc_port": 3}
+    (task_manager.directory / "settings.json").write_text(json.dumps(given))
+    assert clusters.Cluster(task_manager.directory, 1, 1, 2).master == "127.0.0.1:1"
+    assert caplog.messages == []
+    assert clusters.Cluster(task_manager.directory, 8081, 1, 4).master == "127.0.0.1:1"
+    assert [message.split(":")[0] for message in caplog.messages] == ["port is 1, not 8081", "slots is 2, not 4"]
 
 
 @pytest.mark.parametrize(("master", "reason"), [("127.0.0.1:1", "no Flink answers"), ("127.0.0.1:x", "is no HOST:PORT")])
