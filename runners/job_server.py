@@ -55,13 +55,14 @@ class JobServer:
             artifacts: where there is to be a folder, for us alone, with what the job stages; TaskManagers read it by its
                 path. Default: in the directory.
             master: HOST:PORT of the cluster that the job is for; None: a Flink of its own.
+
+        Raises:
+            FlinkError: `artifacts` can't be written to.
         """
+        staged = None if artifacts is None else _make_staged(artifacts)
         self.directory = Path(tempfile.mkdtemp(prefix="sottovoce-flink-"))
         self.log_file = log_file or self.directory / "flink.log"
-        self._staged = self.directory / "staged"
-        if artifacts is not None:
-            artifacts.mkdir(parents=True, exist_ok=True)
-            self._staged = Path(tempfile.mkdtemp(prefix="sottovoce-", dir=artifacts))
+        self._staged = staged or self.directory / "staged"
         self.job_port, self.flink_port = subprocess_server.pick_port(None, None)
         self.job_id = secrets.token_hex(16)
         self._is_remote = master is not None
@@ -150,6 +151,14 @@ class JobServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _make_staged(artifacts: Path) -> Path:
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="sottovoce-", dir=artifacts))
+    except OSError as error:
+        raise FlinkError(f"no folder for what the job stages can be made in {artifacts} ({error.strerror}).") from error
 
 
 def _answers(port: int) -> bool:

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import tempfile
 import time
 
 import pytest
 
-from pipelines import config, engine, release
+from pipelines import cli, config, engine, release
 from tests.audit import trial
 from tests.pipelines import example
 from tests.pipelines.test_topics import until
@@ -92,6 +93,19 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(tmp_path):
     with pytest.raises(engine.EngineError, match=r"^runner\.master: .*127\.0\.0\.1:9"):
         release.run(job)
     assert time.monotonic() - begun < 10
+
+
+def test_a_folder_for_staged_files_that_can_not_be_made_is_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "artifacts").touch()
+    flags = ["--runner.kind=flink", "--runner.environment=external", "--runner.worker=localhost:9"]
+    path = example.write_job(tmp_path, [])
+    example.load(path)
+    assert cli.main(["release", str(path), *flags, f"--runner.artifacts={tmp_path / 'artifacts'}"]) == 3
+    reason = f"no folder for what the job stages can be made in {tmp_path / 'artifacts'} (File exists)."
+    assert capsys.readouterr().err.splitlines()[-1] == f"sottovoce: runner.master = '[local]': {reason}"
+    assert list((tmp_path / "temporary").glob("sottovoce-*")) == []
 
 
 @pytest.mark.parametrize(
