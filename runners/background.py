@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import logging
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,9 @@ PATIENCE_SECONDS = 30
 
 _TAIL = 2000
 
+# What Java needs, and what is started by it. Whoever starts a process may have secrets in others.
+_INHERITED = re.compile(r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|LD_LIBRARY_PATH|XDG_CACHE_HOME|_?JAVA_\w+|JDK_JAVA_OPTIONS")
+
 log = logging.getLogger(__name__)
 
 
@@ -25,7 +29,8 @@ class BackgroundError(RuntimeError):
 
 @dataclasses.dataclass
 class Process:
-    """A process, in its directory's files: NAME.pid has its number, NAME.log what it says, and NAME.lock it holds locked.
+    """A process, in its directory's files: NAME.pid has its number, NAME.log what it says (NAME.log.1: the one
+    before), and NAME.lock it holds locked.
 
     The lock ends with the process, however that is.
     """
@@ -49,7 +54,9 @@ class Process:
 
     def log_tail(self) -> str:
         """The end of the log."""
-        return self.log_file.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
+        with self.log_file.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            return file.read().decode(errors="replace")
 
     def is_running(self) -> bool:
         """Whether the process is alive, or about to start."""
@@ -85,13 +92,17 @@ class Process:
                 return
 
     def start(self, command: Sequence[str], lock: int) -> None:
-        """Starts it with the lock."""
+        """Starts it with the lock, in its directory, and with few variables of the environment."""
+        with contextlib.suppress(FileNotFoundError):
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
         with self.log_file.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  ours, no shell
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                cwd=self.directory,
+                env={name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name)},
                 # A key pressed in the terminal doesn't reach it.
                 start_new_session=True,
                 pass_fds=[lock],

@@ -27,7 +27,7 @@ def fetch_jars(lock: Path, cache: Path | None = None) -> Path:
     text = lock.read_text(encoding="ascii")
     if cache is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        cache = home / "sottovoce" / f"{lock.stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        cache = home.absolute() / "sottovoce" / f"{lock.stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     cache.mkdir(parents=True, exist_ok=True)
     jars = [line.split() for line in text.splitlines() if not line.startswith("#")]
     missing = [coordinates for coordinates, _ in jars if not (cache / jar_name(coordinates)).exists()]

@@ -62,6 +62,23 @@ def test_who_asks_for_a_process_is_not_taken_for_it(tmp_path):
         assert not background.Process(tmp_path, "any").is_running()
 
 
+def test_a_process_is_started_in_its_directory_with_a_new_log_and_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOTTOVOCE_PSEUDONYM_KEY", "secret")
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Xint")
+    process = background.Process(tmp_path, "any")
+    for number in range(3):
+        with process.lock(patience=5) as lock:
+            process.start(["sh", "-c", f"pwd; env; echo {'x' * 3000} {number}"], lock)
+        wait_for(lambda: not process.is_running(), 5)
+    first, *variables, _ = process.log_file.read_text().splitlines()
+    assert first == str(tmp_path)
+    assert "JAVA_TOOL_OPTIONS=-Xint" in variables
+    assert not any("SOTTOVOCE" in variable for variable in variables)
+    assert process.log_tail() == f"{'x' * 1997} 2\n"
+    assert {path.name for path in tmp_path.glob("*.log*")} == {"any.log", "any.log.1"}
+    assert (tmp_path / "any.log.1").read_text().endswith("x 1\n")
+
+
 @pytest.mark.parametrize("port", [70_000, None], ids=["beyond all", "taken"])
 def test_a_port_that_can_not_be_used_is_an_error(flink_jars, tmp_path, port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
