@@ -17,6 +17,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, Self
 
-import grpc
-from apache_beam.portability.api import (
+# Before what takes seconds to import: a pool that dies meanwhile is to be missed.
+_PARENT = os.getppid()
+
+import grpc  # noqa: E402
+from apache_beam.portability.api import (  # noqa: E402
     beam_artifact_api_pb2,
     beam_artifact_api_pb2_grpc,
     beam_fn_api_pb2,
@@ -38,7 +42,7 @@ from apache_beam.portability.api import (
     beam_provision_api_pb2_grpc,
     beam_runner_api_pb2,
 )
-from google.protobuf import json_format
+from google.protobuf import json_format  # noqa: E402
 
 _ENDPOINTS = ("provision_endpoint", "logging_endpoint", "artifact_endpoint", "control_endpoint")
 _PACKAGES = (".whl", ".tar.gz", ".tar", ".zip")
@@ -192,7 +196,6 @@ def _serve(port: int) -> None:
 
 def _boot(given: argparse.Namespace) -> None:
     """Installs what the job staged, and becomes its worker."""
-    parent = os.getppid()
     who = [("worker_id", given.id)]
     with grpc.insecure_channel(given.provision_endpoint) as channel:
         stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
@@ -206,7 +209,7 @@ def _boot(given: argparse.Namespace) -> None:
         with grpc.insecure_channel(artifacts) as channel:
             folder = _take(_Staged(channel, who, info))
     except Exception as error:  # whatever it is: the job has to hear of it
-        _refuse(given.id, control, parent, error)
+        _refuse(given.id, control, error)
     os.environ |= {
         "WORKER_ID": given.id,
         "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
@@ -221,14 +224,14 @@ def _boot(given: argparse.Namespace) -> None:
     if info.status_endpoint.url:
         os.environ["STATUS_API_SERVICE_DESCRIPTOR"] = _descriptor(info.status_endpoint.url)
     # A new interpreter: this one may have imported another version of what is staged.
-    os.execv(sys.executable, [sys.executable, "-P", str(Path(__file__).absolute()), f"--child-of={parent}"])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", str(Path(__file__).absolute()), f"--child-of={_PARENT}"])  # noqa: S606
 
 
 def _descriptor(url: str) -> str:
     return f"url: {json.dumps(url)}"
 
 
-def _refuse(worker_id: str, control: str, parent: int, error: Exception) -> NoReturn:
+def _refuse(worker_id: str, control: str, error: Exception) -> NoReturn:
     """Works for the job only to say that it can't: Flink drops what a process prints, and waits for one that ends for ever."""
     from apache_beam.runners.worker import bundle_processor, sdk_worker
 
@@ -245,7 +248,7 @@ def _refuse(worker_id: str, control: str, parent: int, error: Exception) -> NoRe
 
     # With Beam's own way, `deferred_exception`, the worker ends and the job doesn't say why.
     bundle_processor.BundleProcessor.create_execution_tree = refuse
-    _work(parent, sdk_worker.SdkHarness(control, worker_id=worker_id).run)
+    _work(_PARENT, sdk_worker.SdkHarness(control, worker_id=worker_id).run)
 
 
 class _Staged:
@@ -290,10 +293,13 @@ def _take(files: _Staged) -> Path:
     """Returns the folder in which those files are (`staged`) and are installed (`site`); it stays while this process lives.
 
     Raises:
-        BootError: they can't be installed.
+        BootError: they can't be installed, or others could change what is.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce" / "staged"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = root.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BootError(f"{root} is not for us alone: others could have their own code run.")
     # One at a time: of the workers of a job, the first installs.
     with _locked(root / "lock"):
         new = Path(tempfile.mkdtemp(dir=root))

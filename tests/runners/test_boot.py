@@ -241,6 +241,37 @@ def test_a_worker_that_cannot_be_started_tells_the_job(host, tmp_path, name, sha
     assert folders(host) == before
 
 
+@pytest.mark.parametrize("who", ["others", "another owner"])
+def test_a_folder_that_others_could_put_code_into_is_refused(tmp_path, monkeypatch, who):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = tmp_path / "sottovoce" / "staged"
+    root.mkdir(parents=True, mode=0o700)
+    if who == "others":
+        root.chmod(0o770)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: root.stat().st_uid + 1)
+    with pytest.raises(boot.BootError, match=f"{root} is not for us alone"):
+        boot._take(None)
+    assert list(root.iterdir()) == []
+
+
+def test_a_parent_that_ends_during_the_imports_is_missed(tmp_path):
+    (tmp_path / "grpc.py").write_text(
+        "import os, sys, time\n"
+        "os.write(1, b'importing ')\n"
+        "while os.getppid() == sys.modules['__main__']._PARENT: time.sleep(0.1)\n"
+        "os.write(1, b'missed')\n"
+        "os._exit(0)\n"
+    )
+    words = [sys.executable, "-P", boot.__file__, "--id=1", "--provision_endpoint=localhost:9"]
+    start = f"import subprocess, time; subprocess.Popen({words!r}); time.sleep(99)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout.read(10) == b"importing "
+        parent.kill()
+        assert parent.stdout.read() == b"missed"
+
+
 class Asleep(boot.Pool):
     """A pool whose workers sleep until the runner is said to let go of them, and that can tell how each ended."""
 
