@@ -14,7 +14,7 @@ import time
 import apache_beam as beam
 import pytest
 
-from runners import background, flink, flink_rest
+from runners import background, flink, flink_java, flink_rest, jars
 from runners import cluster as clusters
 from tests.runners import counting
 from tests.runners.processes import LOOPBACK, flink_processes, listening, wait_for
@@ -186,7 +186,14 @@ def test_a_stream_survives_its_task_manager_and_others_jobs_and_stops_with_a_sav
     assert uploaded(cluster) == []
 
 
-def test_a_job_that_is_cancelled_is_cancelled_on_the_cluster(cluster, tmp_path):
+def test_a_job_that_is_cancelled_is_cancelled_on_the_cluster(cluster, tmp_path, monkeypatch):
+    # The control of `uploaded`: of its jars this job stages the one that is not in the cache.
+    pattern, name, _ = flink_java._UNSTAGED
+    folder = f"/{jars.fetch_jars(flink_java.LOCK).name}/".encode()
+    old, new = b"\x01\x00\x0egradle/wrapper", b"\x01" + flink_java._short(len(folder)) + folder
+    monkeypatch.setattr(flink_java, "_UNSTAGED", (pattern, name, lambda code: flink_java._replaced(code, (old, new))))
+    before = uploaded(cluster)
+
     def wait(out):
         (out / "begun").touch()
         time.sleep(60)
@@ -195,6 +202,7 @@ def test_a_job_that_is_cancelled_is_cancelled_on_the_cluster(cluster, tmp_path):
     _ = root | beam.Create([tmp_path]) | beam.Map(wait)
     result = root.run()
     wait_for(lambda: (tmp_path / "begun").exists())
+    assert len(uploaded(cluster)) > len(before)
     result.cancel()
     assert result.state == "CANCELLED"
     wait_for(lambda: states(cluster, "waiting") == ["CANCELED"], 15)
