@@ -119,6 +119,7 @@ def _prepare(job: config.Job, ended: dt.datetime, directory: Path) -> _Run:
         reason = wants_earlier or upgrade.changed(before, run.began)
         if reason is None:
             store.clear(directory, but=path)
+            # Those who were left out before are among those who are now: `_changed` looks at these alone.
             upgrade.write(path, run.began)
             return run
         log.info("can't go on from the last checkpoint (%s): beginning anew, from the topic", reason)

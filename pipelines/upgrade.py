@@ -55,7 +55,7 @@ def began(job: config.Job, at: dt.datetime, ended: dt.datetime, decoding: events
         "[kafka]": None if job.kafka is None else [job.kafka.bootstrap, job.kafka.allow_create_time, decoding.keeps_late],
         "privacy.key_file": contract.key_fingerprint(decoding.key),
         "[catalogue]": None if items is None else sorted(items.to_pylist()),
-        "[runner], or the topic's partitions": [job.runner.parallelism, *spread],
+        "[runner], or the topic's partitions": [job.runner.parallelism, job.runner.environment, *spread],
     }
     return Began(at, ended, {name: _digest(rule) for name, rule in rules.items()}, sorted(each.hex() for each in left_out))
 
