@@ -139,19 +139,6 @@ def _with_one_deferral(code: bytes) -> bytes:
     return _replaced(code, (b"\x2a\xb4" + _short(3) + b"\xb9" + _short(18) + b"\x01\x00\x4d", b"\x12\x36" + bytes(7) + b"\x4d"))
 
 
-_STAGES = "org/apache/beam/runners/flink/translation/wrappers/streaming/ExecutableStageDoFnOperator.class"
-
-
-def _with_prompt_watermarks(code: bytes) -> bytes:
-    """Beam's class that runs stages in Python, with the watermark handed on at the end of each bundle that sets a timer.
-
-    Beam does it a moment later, and not while the next bundle runs: a source that is polled all the time always has one, and
-    its watermark waits for seconds. The field `closed` (the constant 147) becomes `true` in that one condition.
-    """
-    field, jump = b"\xb4" + _short(147), b"\x9a" + _short(39)
-    return _replaced(code, (b"\x2a" + field + jump, b"\x04" + bytes(3) + jump))
-
-
 def _replaced(code: bytes, *changes: tuple[bytes, bytes]) -> bytes:
     for old, new in changes:
         if code.count(old) != 1:
@@ -167,7 +154,6 @@ def _short(number: int) -> bytes:
 _MENDED = (
     ("beam-sdks-java-core-*.jar", _SERVERS, _on_loopback),
     ("beam-runners-flink-*.jar", _TRANSLATOR, _with_side_inputs),
-    ("beam-runners-flink-*.jar", _STAGES, _with_prompt_watermarks),
     ("beam-runners-java-fn-execution-*.jar", _DEFERRALS, _with_one_deferral),
 )
 _UNSTAGED = ("beam-sdks-java-core-*.jar", _RESOURCES, _without_staging)
