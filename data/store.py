@@ -213,16 +213,19 @@ class Store:
             yield self
 
     @contextlib.contextmanager
-    def streaming(self) -> Iterator[Path]:
-        """Keeps other streams out of this store; gives the directory in which what has closed waits, empty.
+    def streaming(self, goes_on: bool = False) -> Iterator[Path]:
+        """Keeps other streams out of this store; gives the directory in which what has closed waits.
+
+        Args:
+            goes_on: whether what an earlier stream has left there stays.
 
         Raises:
             errors.AlreadyReleasedError: another one is running.
         """
         directory = self.operator("stream")
         with _alone(directory / ".running", f"{self.path}: the job is streamed already."):
-            for left in directory.glob("*/"):
-                shutil.rmtree(left, ignore_errors=True)
+            if not goes_on:
+                clear(directory)
             yield directory
 
     # Inside
@@ -247,6 +250,13 @@ def _alone(path: Path, taken: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise errors.AlreadyReleasedError(taken) from error
         yield
+
+
+def clear(directory: Path, but: Path | None = None) -> None:
+    """Deletes the directories in a directory, but for one."""
+    for left in directory.glob("*/"):
+        if left != but:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def new_id() -> str:

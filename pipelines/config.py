@@ -409,6 +409,7 @@ class RunnerSection(_Section):
     spill: bool = True
     memory_gb: float | None = Field(None, gt=0)
     workers: Positive | None = None
+    checkpoint_seconds: float | None = Field(None, gt=0)
 
     @pydantic.model_validator(mode="after")
     def _worker_fits(self) -> Self:

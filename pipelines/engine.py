@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options import pipeline_options
@@ -16,7 +17,7 @@ _TRY_AGAIN = frozenset({_RETRIES, "--flink_conf_dir"})
 """Flags that would let Flink try a job again: a restart strategy in a directory of settings wins over the number of retries."""
 _NO_CHECKPOINTS = ["--checkpointing_interval=-1", f"{_RETRIES}=0"]
 """The topic is what a stream begins again from, at the first window that is not released: Flink by itself would begin where the
-stream began. With checkpoints, windows closed some seconds later."""
+stream began."""
 
 _REASON = re.compile(r"^(?:data|models|pipelines|transforms)[\w.]*Error: (.*?)(?: \[while running.*)?$", re.MULTILINE)
 """What a step of ours says in the text of all that Java and Python had on their stacks."""
@@ -26,14 +27,16 @@ class EngineError(errors.BadInputError):
     """Flink can't be used, or it gave up a pipeline."""
 
 
-def pipeline(job: config.Job, beam_flags: Sequence[str], streaming: bool = False) -> beam.Pipeline:
+def pipeline(
+    job: config.Job, beam_flags: Sequence[str], streaming: bool = False, directory: Path | None = None
+) -> beam.Pipeline:
     """Returns an empty pipeline with `options`.
 
     Raises:
         EngineError: there is a Flink cluster to run it, and it doesn't answer.
         config.JobFileError: as `options`.
     """
-    given = options(job, beam_flags, streaming)
+    given = options(job, beam_flags, streaming, directory)
     master = given.view_as(pipeline_options.FlinkRunnerOptions).flink_master
     if (streaming or job.runner.kind == "flink") and not master.startswith("["):
         try:
@@ -50,8 +53,13 @@ def failed(job: config.Job, error: RuntimeError) -> EngineError:
     return EngineError(f"runner.master = {job.runner.master!r}: {reasons[-1] if reasons else text.splitlines()[0]}")
 
 
-def options(job: config.Job, beam_flags: Sequence[str], streaming: bool = False) -> pipeline_options.PipelineOptions:
+def options(
+    job: config.Job, beam_flags: Sequence[str], streaming: bool = False, directory: Path | None = None
+) -> pipeline_options.PipelineOptions:
     """Returns Beam's options; flags that the user gave win. A stream runs on Flink, whatever `runner.kind` says.
+
+    Args:
+        directory: for the checkpoints of a stream that makes them (`runner.checkpoint_seconds`).
 
     Raises:
         config.JobFileError: a flag that Beam doesn't know.
@@ -62,16 +70,22 @@ def options(job: config.Job, beam_flags: Sequence[str], streaming: bool = False)
             return direct.options(beam_flags)
         flags = [f"--job_name={job.job.name}", f"--flink_master={section.master}", *_environment(section)]
         if streaming:
-            flags += _NO_CHECKPOINTS
-        elif refused := [name for flag in beam_flags if (name := flag.split("=")[0]) in _TRY_AGAIN]:
+            return _stream_options(section, flags, beam_flags, directory)
+        if refused := [name for flag in beam_flags if (name := flag.split("=")[0]) in _TRY_AGAIN]:
             raise ValueError(
                 f"{refused[0]}: Flink must not try a release again: parts of two draws of noise would be published."
             )
-        else:
-            flags.append(f"{_RETRIES}=0")
-        return flink.options([*flags, *beam_flags], section.parallelism, streaming)
+        return flink.options([*flags, f"{_RETRIES}=0", *beam_flags], section.parallelism)
     except ValueError as error:
         raise config.JobFileError(str(error)) from error
+
+
+def _stream_options(
+    section: config.RunnerSection, flags: list[str], beam_flags: Sequence[str], directory: Path | None
+) -> pipeline_options.PipelineOptions:
+    if section.checkpoint_seconds is None:
+        return flink.options([*flags, *_NO_CHECKPOINTS, *beam_flags], section.parallelism, streaming=True)
+    return flink.options([*flags, *beam_flags], section.parallelism, True, section.checkpoint_seconds, directory)
 
 
 def _environment(section: config.RunnerSection) -> list[str]:

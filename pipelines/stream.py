@@ -2,7 +2,8 @@
 
 Flink reads, decodes, groups by user and writes each closed window down; releasing, training and publishing are this process's,
 by the code of a scheduled run. When either dies the topic is read again, from the first window on that was not released: that
-stands in the ledger, and nothing else is remembered.
+stands in the ledger, and nothing else is remembered. With `runner.checkpoint_seconds` Flink's checkpoints are, and the next
+start goes on from the last one (pipelines.upgrade).
 """
 
 import contextlib
@@ -15,14 +16,15 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.runners.runner import PipelineState
 
 from data import book, catalogue, errors, ledger, store
-from pipelines import config, engine, publish, release, source, train
-from runners import flink_rest
+from pipelines import config, engine, publish, release, source, train, upgrade
+from runners import flink, flink_rest
 from transforms import bounding
 from transforms.ingest import events, kafka_client, pseudonym, stream
 
@@ -61,7 +63,8 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
     source.topic_partitions(job)
     source.load_catalogue(job)
     is_first = True
-    with store.Store(job.job.store).streaming() as directory, _told() as told:
+    goes_on = job.runner.checkpoint_seconds is not None
+    with store.Store(job.job.store).streaming(goes_on) as directory, _told() as told:
         while wanted is not None and not told:
             begun = time.monotonic()
             try:
@@ -81,8 +84,63 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
             is_first = False
             while wanted is not None and not told and time.monotonic() - begun < _RESTART_SECONDS:
                 time.sleep(_LOOK_SECONDS)
+        if wanted is None and until is None:  # the last window that there is
+            store.clear(directory)
     if signal.SIGINT in told:
         raise KeyboardInterrupt
+
+
+class _Run(NamedTuple):
+    """A stream that is to be begun, or gone on with.
+
+    Attributes:
+        directory: its own.
+        began: with what.
+        buckets: of users.
+        readers: in how many processes it reads.
+    """
+
+    directory: Path
+    began: upgrade.Began
+    partitions: list[stream.Partition]
+    reader: stream.ReadTopicForever
+    buckets: int
+    readers: int
+
+
+def _prepare(job: config.Job, ended: dt.datetime, directory: Path) -> _Run:
+    """Goes on with what an earlier stream has left in the directory, if that is right, or begins anew; deletes all else there.
+
+    Args:
+        ended: windows that end by then are not wanted.
+    """
+    kept = None if job.runner.checkpoint_seconds is None else upgrade.find(directory)
+    if kept is not None:
+        path, before = kept
+        run = _run(job, before.at, before.ended, path)
+        wants_earlier = "an earlier window is wanted" if ended < before.ended else None
+        reason = wants_earlier or upgrade.changed(before, run.began)
+        if reason is None:
+            store.clear(directory, but=path)
+            # Those who were left out before are among those who are now: `_changed` looks at these alone.
+            upgrade.write(path, run.began)
+            return run
+        log.info("can't go on from the last checkpoint (%s): beginning anew, from the topic", reason)
+    store.clear(directory)
+    run = _run(job, dt.datetime.now(dt.UTC), ended, directory / store.new_id())
+    run.directory.mkdir(mode=0o700)
+    if job.runner.checkpoint_seconds is not None:
+        upgrade.write(run.directory, run.began)
+    return run
+
+
+def _run(job: config.Job, at: dt.datetime, ended: dt.datetime, directory: Path) -> _Run:
+    partitions = source.stream_partitions(job, ended)
+    reader = source.stream_reader(job, ended, str(directory))
+    has_book = any(part.window.max_windows_contributed for part in job.parts)
+    buckets, readers = book.SHARDS if has_book else job.runner.buckets or _BUCKETS, _readers(job, partitions)
+    spread = (buckets, readers, *(part.partition for part in partitions))
+    return _Run(directory, upgrade.began(job, at, ended, reader.decoding, spread), partitions, reader, buckets, readers)
 
 
 def _closed(
@@ -93,18 +151,19 @@ def _closed(
 
     Ends when the stream has to be begun again.
     """
-    begun, run_directory = dt.datetime.now(dt.UTC), directory / store.new_id()
-    run_directory.mkdir(mode=0o700)
     parts, (place, number) = job.parts, wanted
     ended = parts[place].window.bounds(number)[1] - dt.timedelta(microseconds=1)
-    partitions = source.stream_partitions(job, ended)
-    pipeline = engine.pipeline(job, beam_flags, streaming=True)
-    has_book = any(part.window.max_windows_contributed for part in parts)
-    buckets = book.SHARDS if has_book else job.runner.buckets or _BUCKETS
-    group = bounding.GroupByUser(buckets, job.source.event_types, str(run_directory))
-    reader = source.stream_reader(job, ended, str(run_directory))
-    _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, reader, group, _readers(job, partitions))
-    log.info("streaming %s from offsets %s on", job.source.topic, {part.partition: part.start for part in partitions})
+    run = _prepare(job, ended, directory)
+    partitions, checkpoints = run.partitions, upgrade.checkpoints(run.directory)
+    pipeline = engine.pipeline(job, beam_flags, streaming=True, directory=checkpoints)
+    group = bounding.GroupByUser(run.buckets, job.source.event_types, str(run.directory))
+    _ = pipeline | "StreamWindows" >> stream.StreamWindows(partitions, run.reader, group, run.readers)
+    is_restored, n_closed = flink.last_checkpoint(checkpoints) is not None, stream.count_closed(run.directory)
+    if not is_restored:
+        log.info("streaming %s from offsets %s on", job.source.topic, {part.partition: part.start for part in partitions})
+    else:
+        log.info("streaming %s from the last checkpoint on", job.source.topic)
+    is_kept = job.runner.checkpoint_seconds is not None
     try:
         result = pipeline.run()
     except flink_rest.FlinkError as error:
@@ -114,19 +173,20 @@ def _closed(
         windows = job.windows(_NEVER, after=ended)
         place, number = next(windows)
         while not told and not PipelineState.is_terminal(result.state):
-            closed = stream.find_closed(run_directory, place, number)
+            closed = stream.find_closed(run.directory, place, number)
             if closed is not None:
                 # Of the job's own windows alone, each of which must be read anew whole; and once for a window at most: what
                 # changes all the time must not hold it back for ever.
-                is_new = place == 0 and parts[place].window.closed_count(begun) <= number
+                is_new = place == 0 and parts[place].window.closed_count(run.began.at) <= number
                 try:
-                    changed = _changed(job, reader.decoding) if is_new else None
+                    changed = _changed(job, run.reader.decoding) if is_new else None
                 except errors.UserError as error:
                     log.error("a closed window has to wait: %s", error)
                     time.sleep(_RESTART_SECONDS)
                     continue
                 if changed:
                     log.info("%s since the stream began: reading the window anew", changed)
+                    is_kept = False
                     return
                 yield place, number, closed
                 place, number = next(windows)
@@ -136,12 +196,29 @@ def _closed(
                 looked = time.monotonic()
                 if _has_new_partitions(job, partitions):
                     log.info("%s has new partitions: reading them too", job.source.topic)
+                    is_kept = False
                     return
         if not told:
             log.error("the stream ended (%s); beginning it again", result.state)
+            if is_restored and stream.count_closed(run.directory) == n_closed:
+                log.error("no window has closed since the checkpoint that it went on from: beginning anew, from the topic")
+                is_kept = False
     finally:
+        if is_kept:
+            _stop(result)
         result.cancel()
-        shutil.rmtree(run_directory, ignore_errors=True)
+        if not is_kept or flink.last_checkpoint(checkpoints) is None:
+            shutil.rmtree(run.directory, ignore_errors=True)
+
+
+def _stop(result: Any) -> None:
+    """Ends a stream, if it runs, so that the next can go on from it."""
+    if PipelineState.is_terminal(result.state):
+        return
+    try:
+        result.stop()
+    except flink_rest.FlinkError as error:
+        log.warning("no savepoint: the next start goes on from the last checkpoint, if there is one (%s)", error)
 
 
 def _readers(job: config.Job, partitions: Sequence[stream.Partition]) -> int:

@@ -127,6 +127,18 @@ def _without_staging(code: bytes) -> bytes:
     return _replaced(code, (b"\x01\x00\x0egradle/wrapper", b"\x01\x00\x04.jar"))
 
 
+_DEFERRALS = "org/apache/beam/runners/fnexecution/control/BundleCheckpointHandlers$StateAndTimerBundleCheckpointHandler.class"
+
+
+def _with_one_deferral(code: bytes) -> bytes:
+    """Beam's class that keeps what a source defers, under one name for each element in place of a new one every time.
+
+    Beam never lets go of a name: each takes a kilobyte of memory and of every later checkpoint, and beyond 32,767 of them every
+    checkpoint fails. `idGenerator.getId()` becomes "" (the constant 54); what was kept under the name has been read by then.
+    """
+    return _replaced(code, (b"\x2a\xb4" + _short(3) + b"\xb9" + _short(18) + b"\x01\x00\x4d", b"\x12\x36" + bytes(7) + b"\x4d"))
+
+
 def _replaced(code: bytes, *changes: tuple[bytes, bytes]) -> bytes:
     for old, new in changes:
         if code.count(old) != 1:
@@ -142,5 +154,6 @@ def _short(number: int) -> bytes:
 _MENDED = (
     ("beam-sdks-java-core-*.jar", _SERVERS, _on_loopback),
     ("beam-runners-flink-*.jar", _TRANSLATOR, _with_side_inputs),
+    ("beam-runners-java-fn-execution-*.jar", _DEFERRALS, _with_one_deferral),
 )
 _UNSTAGED = ("beam-sdks-java-core-*.jar", _RESOURCES, _without_staging)

@@ -127,6 +127,17 @@ class JobServer:
                     self._flink.cancel(self.job_id)
                 time.sleep(0.1)
 
+    def stop_job(self, savepoints: str) -> None:
+        """Has Flink end the job with a savepoint.
+
+        Args:
+            savepoints: the URI of the directory in which it is made.
+
+        Raises:
+            FlinkError: there is none, or Flink ended before it told of it, as a Flink for one job may.
+        """
+        self._flink.stop(self.job_id, savepoints)
+
     def _build_jar(self, fingerprint_there: str | None) -> Path:
         """The jar to start: a cluster that has the same jars gets none of them from the job."""
         cache = jars.fetch_jars(flink_java.LOCK)

@@ -119,6 +119,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "spill": True,
             "memory_gb": None,
             "workers": None,
+            "checkpoint_seconds": None,
         },
         "alerts": {
             "max_lag": None,

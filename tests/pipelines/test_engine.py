@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import time
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,9 @@ def job(tmp_path) -> config.Job:
     return example.load(example.write_job(tmp_path, []))
 
 
-def options(job: config.Job, section: dict, *flags: str, streaming: bool = False) -> dict:
+def options(job: config.Job, section: dict, *flags: str, **more: Any) -> dict:
     changed = job.model_copy(update={"runner": config.RunnerSection(**section)})
-    return engine.options(changed, flags, streaming).get_all_options(retain_unknown_options=True)
+    return engine.options(changed, flags, **more).get_all_options(retain_unknown_options=True)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -34,6 +35,14 @@ def test_the_section_chooses_the_engine_of_releases_and_streams_have_flink(job, 
     assert (given["flink_master"], given["parallelism"], given["job_name"]) == ("flink.example:8081", 3, job.job.name)
     assert given["streaming"] is streaming
     assert given["number_of_execution_retries"] == "0"
+
+
+def test_a_stream_makes_checkpoints_and_is_tried_again_if_it_was_asked_to(job, tmp_path):
+    names = ("checkpointing_interval", "number_of_execution_retries", "flink_directory")
+    given = options(job, {}, streaming=True, directory=tmp_path)
+    assert [given[name] for name in names] == ["-1", "0", None]
+    given = options(job, {"checkpoint_seconds": 2.5}, streaming=True, directory=tmp_path)
+    assert [given[name] for name in names] == ["2500", None, str(tmp_path)]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ def send(running: kafka.Broker, topic: str, messages: Iterable[Mapping[str, Any]
         kafka_client.send(producer, topic, messages)
 
 
+def admin(running: kafka.Broker) -> Any:
+    """A client of the broker for its topics."""
+    return kafka_client.admin(connection(running))
+
+
 def read(running: kafka.Broker, topic: str) -> Sequence[Any]:
     """All records of a topic."""
     return list(topics.messages(connection(running), topic))
