@@ -22,6 +22,7 @@ from data import errors, ledger
 from pipelines import cli, config, metrics, release, status
 from tests.pipelines import example, topics
 from tests.pipelines.example import view
+from tests.runners.processes import children, wait_for
 from transforms.privacy import noise
 
 DAYS = ["--window.size=1d", "--window.budget_share=0.05", "--window.slack_seconds=3600"]
@@ -296,9 +297,11 @@ def running(*words: str) -> Iterator[int]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         line = next(line for line in process.stderr if "http://" in line)
         yield int(line.rpartition(":")[2].removesuffix("/metrics\n"))
+        # One that is interrupted as it imports says so in a traceback.
+        wait_for(lambda: not children(process.pid))
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
-    assert (process.returncode, "Traceback" in said) == (0, False)
+    assert (process.returncode, "Traceback" in said) == (0, False), said
 
 
 def test_metrics_are_scraped_on_this_machine_alone(topic):

@@ -111,7 +111,7 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
 
 def test_a_stream_on_a_cluster_outlives_a_task_manager(broker, cluster, tmp_path):
     path, topic = topics.write_job(tmp_path, broker)
-    job = topics.load(path, *DAYS, f"--runner.master={cluster.master}")
+    job = topics.load(path, *DAYS, "--job.name=outliving", f"--runner.master={cluster.master}")
     send_day(broker, topic, 1)
 
     def kill() -> None:
@@ -129,7 +129,7 @@ def test_a_stream_on_a_cluster_outlives_a_task_manager(broker, cluster, tmp_path
     lines = list(status.as_text(status.read(job)))
     assert f"Flink at {cluster.master}: 1 TaskManager(s), 4 of 4 slots free; logs: {cluster.directory}/*.log" in lines
     # The one that was told to end; another failed with its TaskManager.
-    assert [line.split(" on ")[0] for line in lines if line.startswith("test ") and " on Flink" in line] == ["test CANCELED"]
+    assert [line.split(" on ")[0] for line in lines if " on Flink since " in line] == ["outliving CANCELED"]
     ours = sorted(each.state for each in cluster.rest.jobs() if each.name == job.job.name)
     assert ours == ["CANCELED", "FAILED"]
 

@@ -25,6 +25,11 @@ def flink_processes(parent: int) -> set[int]:
     return found - {parent}
 
 
+def children(parent: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
+    return list(map(int, found.stdout.split()))
+
+
 def command_of(pid: int) -> str:
     try:
         return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
