@@ -6,7 +6,9 @@ import fcntl
 import logging
 import os
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,8 @@ PATIENCE_SECONDS = 30
 """How long a process that is told to stop may take."""
 
 _TAIL = 2000
+_PORTS = range(20_000, 32_768)
+"""Where free ports are looked for: not among those that Linux gives to whoever asks for any, such as other servers."""
 
 # What Java needs, and what is started by it. Whoever starts a process may have secrets in others.
 _INHERITED = re.compile(r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|LD_LIBRARY_PATH|XDG_CACHE_HOME|_?JAVA_\w+|JDK_JAVA_OPTIONS")
@@ -25,6 +29,40 @@ log = logging.getLogger(__name__)
 
 class BackgroundError(RuntimeError):
     """A process in the background can't be started or stopped."""
+
+
+class PortError(BackgroundError):
+    """A port can't be used."""
+
+
+def choose_ports(host: str, *wanted: int | None) -> list[int]:
+    """Returns the wanted ports, once it is seen that they are free; for 0 and None any that is.
+
+    Raises:
+        PortError: one is not free, or no port.
+    """
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_listener(host, port)) for port in wanted]
+        return [listener.getsockname()[1] for listener in listeners]
+
+
+def _listener(host: str, wanted: int | None) -> socket.socket:
+    reason: str | None = None
+    for port in [wanted] if wanted else secrets.SystemRandom().sample(_PORTS, 100):
+        try:
+            return socket.create_server((host, port))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not in 0..65535"
+    raise PortError(f"port {wanted or 'of 100 tried'} can't be used ({reason}): choose another.")
+
+
+def tail(file: Path) -> str:
+    """Returns the end of a log; nothing where there is none."""
+    if not file.exists():
+        return ""
+    with file.open("rb") as log_file:
+        log_file.seek(max(0, log_file.seek(0, os.SEEK_END) - _TAIL))
+        return log_file.read().decode(errors="replace")
 
 
 @dataclasses.dataclass
@@ -54,9 +92,7 @@ class Process:
 
     def log_tail(self) -> str:
         """The end of the log."""
-        with self.log_file.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            return file.read().decode(errors="replace")
+        return tail(self.log_file)
 
     def is_running(self) -> bool:
         """Whether the process is alive, or about to start."""

@@ -10,7 +10,6 @@ import json
 import logging
 import secrets
 import shutil
-import socket
 import time
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +19,6 @@ from runners import background, flink_java, flink_rest, jars
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 120
-_PORTS = range(20_000, 32_768)
-"""Where free ports are looked for: not among those that Linux gives to Flink's other servers, which start meanwhile."""
 _ENTRY = "org.apache.flink.runtime."
 
 # The sizes of a process and what Flink is told of them must agree: heap; direct memory; metaspace.
@@ -192,9 +189,10 @@ class Cluster:
 
     def _choose_ports(self) -> None:
         """Sees to it that the ports are free, or chooses some."""
-        with contextlib.ExitStack() as stack:
-            listeners = [stack.enter_context(_listener(wanted)) for wanted in (self.port, self._rpc_port)]
-            self.port, self._rpc_port = (listener.getsockname()[1] for listener in listeners)
+        try:
+            self.port, self._rpc_port = background.choose_ports(_HOST, self.port, self._rpc_port)
+        except background.PortError as error:
+            raise ClusterError(str(error)) from error
 
     @property
     def _settings_file(self) -> Path:
@@ -247,14 +245,3 @@ class Cluster:
 
 def _name(index: int) -> str:
     return f"taskmanager-{index + 1}"
-
-
-def _listener(wanted: int | None) -> socket.socket:
-    """Takes a port; 0 or None: any that is free."""
-    reason: str | None = None
-    for port in [wanted] if wanted else secrets.SystemRandom().sample(_PORTS, 100):
-        try:
-            return socket.create_server((_HOST, port))
-        except (OSError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not in 0..65535"
-    raise ClusterError(f"port {wanted or 'of 100 tried'} can't be used ({reason}): choose another.")

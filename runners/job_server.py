@@ -18,7 +18,7 @@ import grpc
 from apache_beam.portability.api import beam_job_api_pb2_grpc
 from apache_beam.utils import subprocess_server
 
-from runners import flink_java, flink_rest, jars
+from runners import background, flink_java, flink_rest, jars
 from runners.flink_rest import FlinkError
 
 _TETHER = Path(__file__).with_name("tether.py")
@@ -111,7 +111,7 @@ class JobServer:
 
     def log_tail(self) -> str:
         """The end of the log."""
-        return self.log_file.read_text(encoding="utf-8", errors="replace")[-2000:] if self.log_file.exists() else ""
+        return background.tail(self.log_file)
 
     def is_running(self) -> bool:
         """Whether Java is alive, or was a moment ago."""

