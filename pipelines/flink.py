@@ -83,7 +83,7 @@ def of_job(job: config.Job) -> Cluster | None:
         return None
     rest, names = flink_rest.Flink(master), {part.job.name for part in job.parts}
     try:
-        overview, logs, jobs = rest.overview(), rest.settings().get(cluster.DIRECTORY_SETTING), rest.jobs()
+        overview, logs, jobs = _look(rest)
     except flink_rest.FlinkError as error:
         return Cluster(master, str(error))
     ours = [each for each in jobs if each.name in names]
@@ -103,7 +103,7 @@ def status(master: str | None) -> Iterator[str]:
     """
     rest = _rest(master)
     try:
-        overview, logs, jobs = rest.overview(), rest.settings().get(cluster.DIRECTORY_SETTING), rest.jobs()
+        overview, logs, jobs = _look(rest)
     except flink_rest.FlinkError as error:
         raise errors.BadInputError(f"flink: {error}") from error
     slots = f"{overview.free_slots} of {overview.slots} slots free"
@@ -135,6 +135,11 @@ def cancel(name_or_id: str, master: str | None) -> None:
     except flink_rest.FlinkError as error:
         raise errors.BadInputError(f"flink: {error}") from error
     log.info("job %s (%s) is being cancelled", found[0].name, found[0].job_id)
+
+
+def _look(rest: flink_rest.Flink) -> tuple[flink_rest.Overview, str | None, list[flink_rest.Job]]:
+    """A cluster's overview, its directory of logs if it is one of `up`, and its jobs."""
+    return rest.overview(), rest.settings().get(cluster.DIRECTORY_SETTING), rest.jobs()
 
 
 def _rest(master: str | None) -> flink_rest.Flink:
