@@ -164,8 +164,7 @@ class Store:
     def spill(self) -> Iterator[Path]:
         """Gives a directory for what waits on disk during a run. It goes with the run; a crashed one's goes with the next."""
         directory = self.operator("spill")
-        for left in directory.iterdir():
-            shutil.rmtree(left, ignore_errors=True)
+        clear(directory)
         with tempfile.TemporaryDirectory(dir=directory) as path:
             yield Path(path)
 
