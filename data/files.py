@@ -1,0 +1,135 @@
+"""Files that several hosts may share: below a path, or in an object store by its URL.
+
+An object store is reached through Beam's FileSystems (s3://bucket/..., say), so it needs what Beam needs for it, and has what
+all of them have: a file appears whole, nothing is renamed or locked, and whoever writes last wins. So names there are random or
+say what is in the file, and the ledger tells which of them count.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+Name = str | os.PathLike[str]
+"""A path, or a URL as text: as a Path it would lose a slash."""
+
+
+def is_url(name: Name) -> bool:
+    """Says whether a name is of an object store."""
+    return "://" in str(name)
+
+
+def join(name: Name, *parts: str) -> str:
+    """Returns the name of what lies below another one."""
+    return "/".join([str(name).rstrip("/"), *parts])
+
+
+@contextlib.contextmanager
+def create(name: Name) -> Iterator[BinaryIO]:
+    """Writes a file that is there whole, and safe on disk, or not at all; one that was there is replaced.
+
+    Directories that it makes are the owner's alone, the file whoever's may enter them.
+    """
+    if is_url(name):
+        # An upload can't be taken back: it begins when all is there.
+        with tempfile.TemporaryFile() as draft:
+            yield cast(BinaryIO, draft)
+            draft.seek(0)
+            with _beam().create(str(name), compression_type=_UNCOMPRESSED) as file:
+                shutil.copyfileobj(draft, file, 1 << 20)
+        return
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as local:
+        try:
+            yield cast(BinaryIO, local)
+            local.flush()
+            os.fsync(local.fileno())
+            os.fchmod(local.fileno(), 0o644)
+            Path(local.name).replace(path)
+        except BaseException:
+            Path(local.name).unlink(missing_ok=True)
+            raise
+    sync(path.parent)
+
+
+def write(name: Name, content: bytes) -> None:
+    """Writes a file, as `create`."""
+    with create(name) as file:
+        file.write(content)
+
+
+def open_file(name: Name) -> BinaryIO:
+    """Opens a file for reading, at any place.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not is_url(name):
+        return Path(name).open("rb")
+    return cast(BinaryIO, _beam().open(str(name), compression_type=_UNCOMPRESSED))
+
+
+def read(name: Name) -> bytes:
+    """Returns what is in a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    with open_file(name) as file:
+        return file.read()
+
+
+def exists(name: Name) -> bool:
+    """Says whether there is a file."""
+    return bool(_beam().exists(str(name))) if is_url(name) else Path(name).is_file()
+
+
+def names(directory: Name) -> list[str]:
+    """Returns the files below a directory, by their names from there on, in order; none where there is no directory.
+
+    What begins with a dot is being written.
+    """
+    if is_url(directory):
+        prefix = join(directory, "")
+        [found] = _beam().match([f"{prefix}**"])
+        return sorted(each.path.removeprefix(prefix) for each in found.metadata_list)
+    paths = (path for path in Path(directory).rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(str(path.relative_to(directory)) for path in paths)
+
+
+def delete(name: Name) -> None:
+    """Deletes a file, or a directory and all below it; nothing if there is neither."""
+    if is_url(name):
+        found = [*([str(name)] if exists(name) else []), *(join(name, each) for each in names(name))]
+        if found:
+            _beam().delete(found)
+    elif Path(name).is_dir():
+        shutil.rmtree(name, ignore_errors=True)
+    else:
+        Path(name).unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Makes sure that a file on disk, or the names in a directory, outlast a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_UNCOMPRESSED = "uncompressed"
+
+
+def _beam() -> Any:
+    """Beam's FileSystems, loaded where there is a URL: whoever asks a store on disk needn't wait for Beam."""
+    from apache_beam.io import filesystems
+    from apache_beam.options import pipeline_options
+
+    if filesystems.FileSystems._pipeline_options is None:  # outside a pipeline nobody has said any
+        filesystems.FileSystems.set_options(pipeline_options.PipelineOptions([]))
+    return filesystems.FileSystems
