@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data import errors, events, ledger, store
+from data import errors, events, files, ledger, store
 
 SHARDS = 64
 """Parts of the users, by their pseudonyms' hash."""
@@ -41,7 +41,7 @@ class BookError(errors.BadInputError):
 class Book:
     """A contribution book in a directory that all workers share."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: files.Name):
         self._path = Path(path)
 
     def admit(self, page: ledger.Page, shard: int, privacy_ids: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:

@@ -16,7 +16,7 @@ import pydantic
 import pydantic_settings
 from pydantic import Field
 
-from data import errors, periods
+from data import errors, files, periods
 from transforms import bounding
 from transforms.ingest import decode, formats, kafka_client, pseudonym, stream
 from transforms.privacy.filter import Composition
@@ -39,6 +39,22 @@ Duration = Annotated[str, Field(pattern=f"^{_DURATION}$")]
 def _time_of(duration: str) -> dt.timedelta:
     unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}[duration[-1]]
     return dt.timedelta(**{unit: int(duration[:-1])})
+
+
+def _as_place(given: Any) -> Any:
+    if not isinstance(given, str | Path):
+        raise ValueError("must be a path or a URL")
+    return given if isinstance(given, str) and files.is_url(given) else Path(given)
+
+
+Place = Annotated[Path | str, pydantic.BeforeValidator(_as_place)]
+"""A path, or an object store's URL: a text, as a Path would lose a slash."""
+
+
+def _lies_in(place: files.Name, directory: files.Name) -> bool:
+    if files.is_url(place) or files.is_url(directory):
+        return files.join(place, "").startswith(files.join(directory, ""))
+    return Path(place).resolve().is_relative_to(Path(directory).resolve())
 
 
 Positive = Annotated[int, Field(ge=1), pydantic.BeforeValidator(_no_truth_value)]
@@ -168,7 +184,7 @@ class PrivacySection(_Section):
     period: periods.Period = "lifetime"
     composition: Composition = "gaussian"
     ledger: str | None = None
-    book: Path | None = None
+    book: Place | None = None
     expected_users: Annotated[Positive, Field(le=2**26)]
     allow_large_delta: bool = False
     key_file: Path | None = None
@@ -587,7 +603,7 @@ class Job(pydantic_settings.BaseSettings):
     def _ledger_outside_the_store(self) -> "Job":
         ledger = (self.privacy.ledger or "").partition("sqlite:///")[2]
         for key, path in (("ledger", ledger), ("book", self.privacy.book)):
-            if path and Path(path).resolve().is_relative_to(self.job.store.resolve()):
+            if path and _lies_in(path, self.job.store):
                 raise ValueError(
                     f"privacy.{key} = {str(path)!r} lies in job.store = {str(self.job.store)!r}: deleting the store would "
                     "bring its budget back"
@@ -599,7 +615,7 @@ class Job(pydantic_settings.BaseSettings):
         if self.runner.environment == "loopback":
             return self
         kafka = self.kafka
-        named: list[tuple[str, str | Path | None]] = [
+        named: list[tuple[str, files.Name | None]] = [
             ("job.store", self.job.store),
             ("privacy.ledger", (self.privacy.ledger or "").partition("sqlite:///")[2]),
             ("privacy.book", self.privacy.book),
@@ -609,7 +625,7 @@ class Job(pydantic_settings.BaseSettings):
             *(("source.paths", path) for path in self.source.paths),
         ]
         for key, path in named:
-            if path and not Path(path).is_absolute() and "://" not in str(path):
+            if path and not files.is_url(path) and not Path(path).is_absolute():
                 raise ValueError(
                     f"{key} = {str(path)!r} with runner.environment = {self.runner.environment!r}: workers have a working "
                     "directory of their own. Give the path from the root on"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from data import book, ledger, periods, state, store
+from data import book, files, ledger, periods, state, store
 from pipelines import config
 from transforms.ingest import pseudonym
 from transforms.privacy import filter as privacy_filter
@@ -35,8 +35,8 @@ def ledger_url(job: config.Job) -> str:
     return job.privacy.ledger or f"sqlite:///{state.directory() / 'ledger.sqlite'}"
 
 
-def book_path(job: config.Job) -> Path:
-    """Returns privacy.book, or the default: a directory beside the ledger's file."""
+def book_path(job: config.Job) -> files.Name:
+    """Returns privacy.book, a path or a URL, or the default: a directory beside the ledger's file."""
     return job.privacy.book or Path(ledger_url(job).partition("sqlite:///")[2] + ".book")
 
 

@@ -338,6 +338,14 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
             r"privacy\.ledger = 'ledger' with runner\.environment = 'external': .* from the root on",
             id="relative ledger",
         ),
+        pytest.param(
+            ["--runner.environment=external", "--runner.worker=h:1", "--job.store=/s", "--privacy.book=book"],
+            r"privacy\.book = 'book' with runner\.environment = 'external': .* from the root on",
+            id="relative book",
+        ),
+        pytest.param(
+            ["--privacy.book=build/retail/book"], r"privacy\.book = 'build/retail/book' lies in job", id="book in store"
+        ),
         pytest.param(["--job.name="], r"job\.name = '': .* at least 1 character", id="empty text"),
         pytest.param(["--model.rank"], r"^--model\.rank: needs a value", id="no value"),
     ],
@@ -345,6 +353,18 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
 def test_a_wrong_value_is_named_with_its_key_and_rule(path, flags, message):
     with pytest.raises(config.JobFileError, match=f"(?s){message}"):
         config.load(path, flags)
+
+
+WORKERS = ["--runner.environment=external", "--runner.worker=h:1", "--source.paths", '["/e"]', "--job.store=/s"]
+
+
+@pytest.mark.parametrize("flags", [[], WORKERS], ids=["here", "workers elsewhere"])
+@pytest.mark.parametrize(
+    ("given", "book"), [("/b", pathlib.Path("/b")), ("s3://bucket/b", "s3://bucket/b")], ids=["path", "URL"]
+)
+def test_a_book_is_a_path_or_a_url_as_it_was_written(path, flags, given, book):
+    flags = ["--privacy.book", given, *flags]
+    assert config.load(path, flags)[0].privacy.book == book
 
 
 def test_a_large_delta_may_be_allowed(path):
