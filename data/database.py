@@ -10,12 +10,15 @@ that still holds the old file the old one again. POSIX only: a deleted version s
 import contextlib
 import dataclasses
 import fcntl
+import io
+import os
 import pathlib
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import duckdb
 import numpy as np
@@ -24,7 +27,7 @@ import pyarrow.compute as pc
 
 from data import comments, errors, tables
 from data.catalogue import Catalogue, FeatureKind
-from data.store import sync
+from data.files import sync
 
 CURRENT = "current.duckdb"
 STORAGE_VERSION = "v1.4.0"
@@ -51,6 +54,10 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "temp_directory": "",
 }
 _OPENING = threading.Lock()
+
+
+class OvertakenError(errors.AlreadyReleasedError):
+    """Another version has become current since the contents were looked for."""
 
 
 class NothingPublishedError(errors.NothingThereError):
@@ -86,12 +93,16 @@ class Contents:
                 raise ValueError(f"Contents: {name} must have the schema\n{schema}\nnot\n{given}")
 
 
-def publish(store: pathlib.Path, contents: Contents, keep_versions: int) -> pathlib.Path:
+def publish(store: pathlib.Path, contents: Contents, keep_versions: int, before: int | None = None) -> pathlib.Path:
     """Writes the next version, makes it current and deletes all but the newest `keep_versions`; returns its path.
 
     A crash at any point leaves the old version current or the new one, whole. Publishers wait for each other.
 
+    Args:
+        before: the version that must be current; None: whichever is.
+
     Raises:
+        OvertakenError: another one is.
         ValueError: `keep_versions` is below 1, or the tables don't fit together.
     """
     if keep_versions < 1:
@@ -101,9 +112,11 @@ def publish(store: pathlib.Path, contents: Contents, keep_versions: int) -> path
     with _only_publisher(versions):
         for abandoned in versions.glob(".publishing-*"):  # by a publisher that was killed: we hold the lock
             shutil.rmtree(abandoned, ignore_errors=True)
+        if before not in (None, current(store)):
+            raise OvertakenError(f"{store}: version {current(store)} was published meanwhile.")
         with tempfile.TemporaryDirectory(prefix=".publishing-", dir=versions) as directory:
             draft = pathlib.Path(directory) / "draft.duckdb"
-            _write(draft, contents)
+            write(draft, contents)
             draft.chmod(0o444)
             sync(draft)
             version = _number(draft, versions)
@@ -112,6 +125,39 @@ def publish(store: pathlib.Path, contents: Contents, keep_versions: int) -> path
         for old in _published(versions)[:-keep_versions]:
             old.unlink()
     return version
+
+
+def current(store: pathlib.Path) -> int:
+    """Returns the number of the version that is current; 0: there is none."""
+    try:
+        return int((store / CURRENT).readlink().stem)
+    except FileNotFoundError:
+        return 0
+
+
+def install(store: pathlib.Path, number: int, fetch: Callable[[io.BufferedRandom], None], keep_versions: int) -> pathlib.Path:
+    """Makes a version that was written elsewhere current here, if no newer one is; returns the current one's path.
+
+    Args:
+        fetch: writes its file, if need be.
+    """
+    versions = store / "versions"
+    versions.mkdir(parents=True, exist_ok=True)
+    with _only_publisher(versions):
+        if current(store) < number:
+            version = versions / f"{number}.duckdb"
+            with tempfile.NamedTemporaryFile(prefix=".publishing-", dir=versions) as draft:
+                fetch(cast(io.BufferedRandom, draft))
+                draft.flush()
+                os.fchmod(draft.fileno(), 0o444)
+                os.fsync(draft.fileno())
+                version.unlink(missing_ok=True)  # that of a crash
+                version.hardlink_to(draft.name)
+            sync(versions)
+            _make_current(store, version)
+            for old in _published(versions)[:-keep_versions]:
+                old.unlink()
+    return (store / CURRENT).resolve()
 
 
 def connect(store: pathlib.Path) -> duckdb.DuckDBPyConnection:
@@ -183,7 +229,12 @@ def _make_current(store: pathlib.Path, version: pathlib.Path) -> None:
     sync(store)
 
 
-def _write(path: pathlib.Path, contents: Contents) -> None:
+def write(path: pathlib.Path, contents: Contents) -> None:
+    """Writes the database of a version into a new file.
+
+    Raises:
+        ValueError: the tables don't fit together.
+    """
     dimension = _dimension(contents)
     with duckdb.connect() as connection:
         connection.execute(f"ATTACH '{_quoted(str(path))}' AS draft (STORAGE_VERSION '{STORAGE_VERSION}')")

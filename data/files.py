@@ -27,11 +27,26 @@ def join(name: Name, *parts: str) -> str:
     return "/".join([str(name).rstrip("/"), *parts])
 
 
+def make_private(directory: Name) -> None:
+    """Makes a directory that its owner alone may enter, if it is missing; an object store has none."""
+    if not is_url(directory):
+        path = Path(directory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+
+
+def make_public(directory: Name) -> None:
+    """Lets all who may enter a directory's parent enter it too."""
+    if not is_url(directory):
+        Path(directory).chmod(0o755)
+
+
 @contextlib.contextmanager
 def create(name: Name) -> Iterator[BinaryIO]:
     """Writes a file that is there whole, and safe on disk, or not at all; one that was there is replaced.
 
-    Directories that it makes are the owner's alone, the file whoever's may enter them.
+    It is for whoever may enter its directories, which are made if they are missing.
     """
     if is_url(name):
         # An upload can't be taken back: it begins when all is there.
@@ -42,7 +57,7 @@ def create(name: Name) -> Iterator[BinaryIO]:
                 shutil.copyfileobj(draft, file, 1 << 20)
         return
     path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as local:
         try:
             yield cast(BinaryIO, local)
@@ -97,8 +112,8 @@ def names(directory: Name) -> list[str]:
         prefix = join(directory, "")
         [found] = _beam().match([f"{prefix}**"])
         return sorted(each.path.removeprefix(prefix) for each in found.metadata_list)
-    paths = (path for path in Path(directory).rglob("*") if path.is_file() and not path.name.startswith("."))
-    return sorted(str(path.relative_to(directory)) for path in paths)
+    paths = (path.relative_to(directory) for path in Path(directory).rglob("*") if path.is_file())
+    return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def delete(name: Name) -> None:

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import alembic.command
 import alembic.config
@@ -32,7 +32,7 @@ RESERVED, PUBLISHED, REFUSED = store.RESERVED, store.PUBLISHED, "refused"
 GENESIS = "0" * 64
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_HEAD = "0003"
+_HEAD = "0004"
 _LOCK = 0x50770F0CE
 """Of PostgreSQL's advisory locks, the one that every writer takes."""
 
@@ -140,6 +140,17 @@ LEASES = sa.Table(
     sa.Column("expires", sa.Double, nullable=False),
 )
 """Which run has a job in hand. Not of the history: a lease spends nothing."""
+
+VERSIONS = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("name", sa.String(401), primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("file", sa.String(100), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+)
+"""Which version of a job's database in an object store people query. Not of the history either."""
 
 HISTORY = sa.Table(
     "history",
@@ -342,6 +353,20 @@ class Spent:
     is_closed: bool
 
 
+class Version(NamedTuple):
+    """A version of a database in an object store.
+
+    Attributes:
+        number: from 1.
+        file: its name there.
+        digest: SHA-256 of what is in it, hex digits.
+    """
+
+    number: int
+    file: str
+    digest: str
+
+
 class BudgetRefusedError(errors.UserError):
     """The ledger doesn't let a release through: budget, contract, or a closed period. Nothing was spent."""
 
@@ -507,6 +532,24 @@ class Ledger:
             held = (LEASES.c.name == name) & (LEASES.c.fence == fence)
             expires = self._time(connection) + seconds
             return connection.execute(LEASES.update().where(held).values(expires=expires)).rowcount == 1
+
+    def active(self, name: str) -> Version | None:
+        """Returns the version that is active of a job's database, by the job's name; None: none is."""
+        with self._reading() as connection:
+            row = connection.execute(sa.select(VERSIONS).where(VERSIONS.c.name == name)).one_or_none()
+        return None if row is None else Version(row.number, row.file, row.digest)
+
+    def activate(self, name: str, version: Version) -> bool:
+        """Makes a version active in place of the one before it, if that still is: compare and set; says whether it was."""
+        with self._writing() as connection:
+            row = {"name": name, **version._asdict(), "at": _now()}
+            if version.number == 1:
+                there = connection.scalar(sa.select(VERSIONS.c.number).where(VERSIONS.c.name == name))
+                if there is None:
+                    connection.execute(VERSIONS.insert().values(row))
+                return there is None
+            before = (VERSIONS.c.name == name) & (VERSIONS.c.number == version.number - 1)
+            return connection.execute(VERSIONS.update().where(before).values(row)).rowcount == 1
 
     def book(self, release_id: str, fence: int, digest: str) -> bool:
         """Writes down that the release's page is in the contribution book, if nobody has since been granted the release.

@@ -1,89 +1,124 @@
 """The store of one job: released tables, models and database versions, and the private corner of the operator.
 
-    STORE/releases/ID/              a published release: manifest.json and its tables
-    STORE/models/N/                 a trained model: manifest.json and its tables
-    STORE/versions/N.duckdb, STORE/current.duckdb   (data.database)
+    STORE/attempts/ATTEMPT/         tables of a try to release, and its manifest.json
+    STORE/releases/ID/manifest.json a published release; its tables are those of the attempt that it names
+    STORE/models/N-ID/              a trained model: its tables and, last, manifest.json
+    STORE/versions/N.duckdb, STORE/current.duckdb   (data.database); in an object store STORE/versions/N-ID.duckdb
     STORE/operator/                 mode 0700: dead letters and run records, exact figures, never published
 
-What was charged stands in the ledger (data.ledger), outside every store. A release is visible here only after its charge.
+It lies below a path or in an object store (data.files): nothing in it is ever renamed. What was charged stands in the ledger
+(data.ledger), outside every store. A release is visible here only after its charge.
 """
 
 import contextlib
 import fcntl
+import hashlib
+import io
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import errors
+from data import errors, files, state
 
 RESERVED, PUBLISHED = "reserved", "published"
 """What the ledger says of a release."""
+_MANIFEST = "manifest.json"
+_MODEL = re.compile(rf"(([1-9][0-9]*)(?:-[0-9a-f]+)?)/{_MANIFEST}")
+
+
+class Model(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        number: its version.
+        place: where its tables are.
+        manifest: what it was trained on, and how.
+    """
+
+    number: int
+    place: str
+    manifest: dict[str, Any]
+
+    def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
+        """Returns one of its tables."""
+        return _read_parquet(files.join(self.place, f"{name}.parquet")).cast(schema)
 
 
 class Store:
-    """A directory that one job owns. Methods that write are safe against a crash and against a second process."""
+    """A place that one job owns. Methods that write are safe against a crash and against a second process.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    Attributes:
+        place: a directory, or an object store's URL.
+    """
+
+    def __init__(self, place: files.Name):
+        self.place = str(place)
 
     # Releases
 
-    def attempt(self, attempt: str) -> Path:
-        """Returns the directory, readable by the owner alone, that collects an attempt's tables until it is shown."""
-        path = self._attempt_path(attempt)
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return path
+    def write_part(self, attempt: str, name: str, table: pa.Table) -> str:
+        """Writes a part of a table into an attempt, which only the owner can read until it is shown; returns its name there."""
+        part = f"{name}/{new_id()}.parquet"
+        files.make_private(self._attempt(attempt))
+        with files.create(files.join(self._attempt(attempt), part)) as file:
+            pq.write_table(table, file)
+        return part
 
-    def finish(self, attempt: str, manifest: dict[str, Any]) -> None:
-        """Makes an attempt whole: the parts that its manifest names, safe on disk, and no others."""
-        path = self.attempt(attempt)
+    def finish(self, attempt: str, manifest: Mapping[str, Any]) -> None:
+        """Makes an attempt whole: the parts that its manifest names, and no others."""
+        place = self._attempt(attempt)
         # What a retry within the attempt wrote twice has two draws of noise: one goes, unread.
-        for file in path.glob("*/*"):
-            if str(file.relative_to(path)) not in manifest["parts"]:
-                file.unlink()
-        for part in manifest["parts"]:
-            sync(path / part)
-        write_json(path / "manifest.json", manifest)
+        for left in set(files.names(place)) - set(manifest["parts"]):
+            files.delete(files.join(place, left))
+        files.make_private(place)
+        write_json(files.join(place, _MANIFEST), {**manifest, "attempt": attempt})
 
-    def show(self, release_id: str, attempt: str) -> Path:
-        """Makes the attempt that the ledger names visible under its release id, by one rename. Again: changes nothing."""
-        final = self.release_path(release_id)
-        with self._locked():
-            if not final.exists():
-                winner = self.attempt(attempt)
-                winner.chmod(0o755)
-                winner.rename(final)
-                sync(final.parent)
-        return final
+    def show(self, release_id: str, attempt: str) -> None:
+        """Makes the attempt that the ledger names visible under its release id, by one file. Again: changes nothing."""
+        if not self.has(release_id):
+            place = self._attempt(attempt)
+            manifest = files.read(files.join(place, _MANIFEST))
+            files.make_public(place)
+            files.write(self._manifest(release_id), manifest)
 
     def settle(self, releases: Sequence[Mapping[str, Any]]) -> None:
         """Ends what a crash cut short: shows attempts that the ledger names, and deletes all others unread.
 
         Args:
-            releases: the ledger's.
+            releases: the ledger's, of all that is here (`check`).
         """
-        for release in releases:
-            if release["status"] == PUBLISHED and self._attempt_path(release["attempt"]).exists():
-                self.show(release["release_id"], release["attempt"])
-        for left in (self.path / "releases").glob(".*"):
-            shutil.rmtree(left, ignore_errors=True)
+        named = {release["attempt"]: release["release_id"] for release in releases if release["status"] == PUBLISHED}
+        attempts = self.attempts()
+        for attempt in attempts & named.keys():
+            self.show(named[attempt], attempt)
+        for attempt in attempts - named.keys():
+            self.discard(attempt)
 
     def discard(self, attempt: str) -> None:
         """Deletes an attempt unread."""
-        shutil.rmtree(self._attempt_path(attempt), ignore_errors=True)
+        files.delete(self._attempt(attempt))
 
-    def release_path(self, release_id: str) -> Path:
-        """Returns where a published release lies."""
-        return self.path / "releases" / release_id
+    def release_ids(self) -> set[str]:
+        """Returns those of the releases that are here."""
+        return self._folders("releases")
+
+    def attempts(self) -> set[str]:
+        """Returns the attempts that are here: of releases that were shown, and such as are to be settled."""
+        return self._folders("attempts")
+
+    def has(self, release_id: str) -> bool:
+        """Says whether a published release is here."""
+        return files.exists(self._manifest(release_id))
 
     def check(self, releases: Sequence[Mapping[str, Any]]) -> None:
         """Refuses a store that the ledger doesn't account for.
@@ -91,12 +126,10 @@ class Store:
         Raises:
             errors.BadInputError: there are releases that the ledger doesn't know as published.
         """
-        known = {release["release_id"] for release in releases if release["status"] == PUBLISHED}
-        folder = self.path / "releases"
-        there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
-        if there - known:
+        unknown = self.release_ids() - {release["release_id"] for release in releases if release["status"] == PUBLISHED}
+        if unknown:
             raise errors.BadInputError(
-                f"job.store = {self.path}: {len(there - known)} release(s) there are not in the ledger. Give the ledger that "
+                f"job.store = {self.place}: {len(unknown)} release(s) there are not in the ledger. Give the ledger that "
                 "they were charged to (privacy.ledger): without it nobody knows what their users have spent."
             )
 
@@ -112,73 +145,79 @@ class Store:
 
     def manifest(self, release_id: str) -> dict[str, Any]:
         """Returns the manifest of a release that is here."""
-        return json.loads((self.release_path(release_id) / "manifest.json").read_text())
+        return json.loads(files.read(self._manifest(release_id)))
 
     def _has(self, release: Mapping[str, Any]) -> bool:
-        return release["status"] == PUBLISHED and self.release_path(release["release_id"]).exists()
+        return release["status"] == PUBLISHED and self.has(release["release_id"])
 
     def read_table(self, manifest: dict[str, Any], name: str, schema: pa.Schema) -> pa.Table:
         """Returns a table of a published release, joined from the parts that its manifest names."""
-        path = self.release_path(manifest["release_id"])
-        parts = [pq.read_table(path / part) for part in manifest["parts"] if part.startswith(f"{name}/")]
+        # Earlier versions moved an attempt's tables to its release.
+        is_moved = "attempt" not in manifest
+        place = files.join(self.place, "releases", manifest["release_id"]) if is_moved else self._attempt(manifest["attempt"])
+        parts = [_read_parquet(files.join(place, part)) for part in manifest["parts"] if part.startswith(f"{name}/")]
         return pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
 
     # Models
 
-    def add_model(self, model: Mapping[str, pa.Table], manifest: dict[str, Any]) -> Path:
-        """Writes a model's tables and makes them the next STORE/models/N, whole; returns that directory."""
-        models = self.path / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=models) as attempt:
-            draft = Path(attempt) / "model"
-            draft.mkdir()
-            for name, table in model.items():
-                pq.write_table(table, draft / f"{name}.parquet")
-            write_json(draft / "manifest.json", manifest)
-            with self._locked():
-                final = models / str(max(self._model_numbers(), default=0) + 1)
-                draft.rename(final)
-        return final
+    def add_model(self, tables: Mapping[str, pa.Table], manifest: dict[str, Any]) -> Model:
+        """Writes a model's tables and, as the next one, makes them visible by the manifest."""
+        number = max(self._models(), default=(0, ""))[0] + 1
+        # Two that are trained at once can't be mixed up.
+        place = files.join(self.place, "models", f"{number}-{new_id()}")
+        for name, table in tables.items():
+            with files.create(files.join(place, f"{name}.parquet")) as file:
+                pq.write_table(table, file)
+        write_json(files.join(place, _MANIFEST), manifest)
+        return Model(number, place, manifest)
 
-    def latest_model(self) -> Path | None:
-        """Returns the newest model's directory, or None."""
-        numbers = self._model_numbers()
-        return self.path / "models" / str(max(numbers)) if numbers else None
+    def latest_model(self) -> Model | None:
+        """Returns the newest model, or None."""
+        number, name = max(self._models(), default=(0, ""))
+        if not number:
+            return None
+        place = files.join(self.place, "models", name)
+        return Model(number, place, json.loads(files.read(files.join(place, _MANIFEST))))
 
-    def _model_numbers(self) -> list[int]:
-        models = self.path / "models"
-        return [int(path.name) for path in models.iterdir() if path.name.isdigit()] if models.exists() else []
+    def _models(self) -> list[tuple[int, str]]:
+        """Number and name of each that is whole."""
+        there = map(_MODEL.fullmatch, files.names(files.join(self.place, "models")))
+        return [(int(found[2]), found[1]) for found in there if found]
 
     # Operator side
 
-    def operator(self, *parts: str) -> Path:
+    def operator(self, *parts: str) -> str:
         """Returns a directory of the operator's corner, made with mode 0700."""
-        path = self.path / "operator"
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.chmod(0o700)
-        path = path.joinpath(*parts)
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return path
+        files.make_private(files.join(self.place, "operator"))
+        place = files.join(self.place, "operator", *parts)
+        files.make_private(place)
+        return place
 
     @contextlib.contextmanager
-    def spill(self) -> Iterator[Path]:
+    def spill(self) -> Iterator[str]:
         """Gives a directory for what waits on disk during a run. It goes with the run; a crashed one's goes with the next."""
-        directory = self.operator("spill")
-        clear(directory)
-        with tempfile.TemporaryDirectory(dir=directory) as path:
-            yield Path(path)
+        files.delete(self.operator("spill"))
+        place = files.join(self.operator("spill"), new_id())
+        files.make_private(place)
+        try:
+            yield place
+        finally:
+            files.delete(place)
 
     def write_run_record(self, attempt: str, record: dict[str, Any]) -> None:
         """Keeps the exact figures of a run for the operator."""
-        write_json(self.operator("runs") / f"{attempt}.json", record)
+        write_json(files.join(self.operator("runs"), f"{attempt}.json"), record)
 
     def run_record(self, attempt: str) -> dict[str, Any]:
         """Returns the run's exact figures."""
-        return json.loads((self.path / "operator" / "runs" / f"{attempt}.json").read_text())
+        return json.loads(files.read(self._run_record(attempt)))
 
     def find_run_record(self, attempt: str) -> dict[str, Any] | None:
         """Returns the run's exact figures, if this store has them."""
-        return self.run_record(attempt) if (self.path / "operator" / "runs" / f"{attempt}.json").exists() else None
+        try:
+            return self.run_record(attempt)
+        except FileNotFoundError:
+            return None
 
     def add_to_run_record(self, attempt: str, figures: Mapping[str, Any]) -> None:
         """Adds exact figures to a run's record."""
@@ -186,7 +225,9 @@ class Store:
 
     def run_records(self) -> dict[str, dict[str, Any]]:
         """Returns the exact figures of all runs that this store has, by their attempts."""
-        return {path.stem: json.loads(path.read_text()) for path in (self.path / "operator" / "runs").glob("[!.]*.json")}
+        found = files.names(files.join(self.place, "operator", "runs"))
+        attempts = [name.removesuffix(".json") for name in found if name.endswith(".json")]
+        return {attempt: self.run_record(attempt) for attempt in attempts}
 
     def make(self) -> None:
         """Makes the store's directory.
@@ -194,26 +235,38 @@ class Store:
         Raises:
             errors.BadInputError: it can't be.
         """
+        if files.is_url(self.place):
+            return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            Path(self.place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise errors.BadInputError(f"job.store = {self.path}: can't be a directory ({error.strerror}).") from error
+            raise errors.BadInputError(f"job.store = {self.place}: can't be a directory ({error.strerror}).") from error
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Store"]:
-        """Keeps other release jobs out of this store.
+        """Keeps other release jobs of this machine out of this store.
 
         Raises:
             errors.AlreadyReleasedError: another one is running.
             errors.BadInputError: the directory can't be made.
         """
         self.make()
-        with _alone(self.path / ".running", f"{self.path}: another release job is running here. Wait for it."):
+        lock = self.local() / ".running"
+        with _alone(lock, f"{self.place}: another release job is running here. Wait for it."):
             yield self
+
+    def local(self) -> Path:
+        """Returns the directory on this machine where the store's locks are, and the versions that people query here."""
+        if not files.is_url(self.place):
+            return Path(self.place)
+        named = re.sub(r"[^A-Za-z0-9.]+", "-", self.place.partition("://")[2])[-60:]
+        directory = state.directory() / "stores" / f"{named}-{hashlib.sha256(self.place.encode()).hexdigest()[:12]}"
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
 
     @contextlib.contextmanager
     def streaming(self, goes_on: bool = False) -> Iterator[Path]:
-        """Keeps other streams out of this store; gives the directory in which what has closed waits.
+        """Keeps other streams out of this store, which lies below a path; gives the directory in which what has closed waits.
 
         Args:
             goes_on: whether what an earlier stream has left there stays.
@@ -221,23 +274,25 @@ class Store:
         Raises:
             errors.AlreadyReleasedError: another one is running.
         """
-        directory = self.operator("stream")
-        with _alone(directory / ".running", f"{self.path}: the job is streamed already."):
+        directory = Path(self.operator("stream"))
+        with _alone(directory / ".running", f"{self.place}: the job is streamed already."):
             if not goes_on:
                 clear(directory)
             yield directory
 
     # Inside
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.make()
-        with (self.path / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _folders(self, name: str) -> set[str]:
+        return {file.partition("/")[0] for file in files.names(files.join(self.place, name))}
 
-    def _attempt_path(self, attempt: str) -> Path:
-        return self.path / "releases" / f".{attempt}"
+    def _attempt(self, attempt: str) -> str:
+        return files.join(self.place, "attempts", attempt)
+
+    def _manifest(self, release_id: str) -> str:
+        return files.join(self.place, "releases", release_id, _MANIFEST)
+
+    def _run_record(self, attempt: str) -> str:
+        return files.join(self.place, "operator", "runs", f"{attempt}.json")
 
 
 @contextlib.contextmanager
@@ -263,15 +318,9 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(place: files.Name, value: Any) -> None:
     """Replaces a file atomically: a crash leaves the old or the new content, never half."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
-    sync(path.parent)
+    files.write(place, json.dumps(value, indent=1).encode())
 
 
 def create(path: Path, content: bytes) -> bool:
@@ -285,14 +334,11 @@ def create(path: Path, content: bytes) -> bool:
             os.link(file.name, path)
         except FileExistsError:
             return False
-    sync(path.parent)
+    files.sync(path.parent)
     return True
 
 
-def sync(path: Path) -> None:
-    """Makes sure that a file, or the names in a directory, outlast a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _read_parquet(name: str) -> pa.Table:
+    if not files.is_url(name):
+        return pq.read_table(name)
+    return pq.read_table(io.BytesIO(files.read(name)))

@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--store", type=Path, help="default: the store published to last on this machine")
     ask.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
     ask.set_defaults(command=_query)
+    pull = commands.add_parser("pull", help="get the current database from an object store, for query", allow_abbrev=False)
+    pull.add_argument("job", type=Path, metavar="JOB.toml")
+    pull.add_argument("--directory", type=Path, help="where, for query's --store; default: in your state directory")
+    pull.set_defaults(command=_pull, takes_flags=True)
     key = commands.add_parser("key", help="write a new pseudonym key", allow_abbrev=False)
     key.add_argument("file", type=Path, metavar="FILE")
     key.set_defaults(command=_key)
@@ -248,15 +252,15 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     refused: errors.UserError | None = None
     released: list[str | None] = []
     try:
-        for part, path in _releases(job, beam_flags, arguments):
-            released.append(None if part.is_trending else path.name)
+        for part, release_id in _releases(job, beam_flags, arguments):
+            released.append(None if part.is_trending else release_id)
     except errors.UserError as error:
         # What was released before goes on; what was refused is said in the end.
         refused = error
     if released or (not refused and publish.is_due(job)):
         train.run_if_due(job, next(filter(None, reversed(released)), None))
         publish.run(job)
-        _remember(job.job.store)
+        _remember(job)
     elif not refused:
         log.info("nothing to do: no window is closed that was not released before")
     if refused:
@@ -271,7 +275,7 @@ def _release(arguments: argparse.Namespace, flags: list[str]) -> None:
         pass
 
 
-def _releases(job: "config.Job", beam_flags: list[str], arguments: argparse.Namespace) -> Iterator[tuple["config.Job", Path]]:
+def _releases(job: "config.Job", beam_flags: list[str], arguments: argparse.Namespace) -> Iterator[tuple["config.Job", str]]:
     """The job's one release, or that of each window until a time; each with the part of the job that it is of."""
     from pipelines import config, release
 
@@ -301,7 +305,7 @@ def _stream(arguments: argparse.Namespace, flags: list[str]) -> None:
     from pipelines import config, stream
 
     job, beam_flags = config.load(arguments.job, flags)
-    _remember(job.job.store)
+    _remember(job)
     with _metrics(job, arguments.metrics):
         stream.run(job, beam_flags, None if arguments.until is None else _time(arguments.until))
 
@@ -371,7 +375,7 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> None:
 
     job = _own_flags_only(arguments, flags)
     publish.run(job)
-    _remember(job.job.store)
+    _remember(job)
 
 
 def _own_flags_only(arguments: argparse.Namespace, flags: list[str]) -> "config.Job":
@@ -387,6 +391,15 @@ def _query(arguments: argparse.Namespace, flags: list[str]) -> None:
     from pipelines import query
 
     query.run(arguments.store or _remembered(), arguments.sql, arguments.format, sys.stdout.buffer)
+
+
+def _pull(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import versions
+
+    job = _own_flags_only(arguments, flags)
+    print(versions.pull(job, arguments.directory))
+    if arguments.directory is None:
+        _remember(job)
 
 
 def _key(arguments: argparse.Namespace, flags: list[str]) -> None:
@@ -461,10 +474,12 @@ def _state_file() -> Path:
     return state.directory() / "last_store"
 
 
-def _remember(path: Path) -> None:
-    """Keeps the store that `sottovoce query` takes by default."""
+def _remember(job: "config.Job") -> None:
+    """Keeps where the job's database is here: `sottovoce query` takes it by default."""
+    from data import store
+
     _state_file().parent.mkdir(parents=True, exist_ok=True)
-    _state_file().write_text(str(path.absolute()))
+    _state_file().write_text(str(store.Store(job.job.store).local().absolute()))
 
 
 def _remembered() -> Path:

@@ -89,7 +89,7 @@ class JobSection(_Section):
 
     name: str = Field(min_length=1, max_length=200 - len(TRENDING))
     data_set: str = Field(min_length=1, max_length=200)
-    store: Path
+    store: Place
 
     @pydantic.field_validator("name")
     @classmethod

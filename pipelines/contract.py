@@ -217,7 +217,7 @@ def verify(job: config.Job, head: str | None) -> str:
     charges = {release["release_id"]: release["charge"] for release in releases}
     for manifest in stored.published(releases):
         if manifest["mechanisms"] != charges[manifest["release_id"]]["mechanisms"]:
-            raise ledger.LedgerError(f"release {manifest['release_id']} in {stored.path} says other noise than was charged.")
+            raise ledger.LedgerError(f"release {manifest['release_id']} in {stored.place} says other noise than was charged.")
     return newest
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from dp_accounting import gaussian_mechanism
 
-from data import database, errors, ledger, store, tables
-from pipelines import config, contract, source
+from data import database, errors, files, ledger, store, tables
+from pipelines import config, contract, source, versions
 from transforms.ingest import kafka_client
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
@@ -30,17 +29,26 @@ def run(job: config.Job) -> Path:
         errors.NothingThereError: there is no model yet, nor counts of short windows.
         kafka_client.KafkaError: the version is published, but its recommendations couldn't be sent to their topic.
     """
+    while True:
+        try:
+            return _run(job, versions.active(job))
+        except database.OvertakenError as error:
+            log.info("%s Looking again at what there is.", error)
+
+
+def _run(job: config.Job, before: int) -> Path:
+    """Publishes what there is now, in place of the version that is current by now."""
     kept = store.Store(job.job.store)
     account = contract.open_ledger(job)
     releases = account.releases(job.job.data_set)
     trending = [] if job.trending is None else kept.newest(releases, TRENDING, job.trending.keep_windows)
     model = kept.latest_model()
     if model is None and not trending:
-        raise errors.NothingThereError(f"{kept.path} holds no model yet: `sottovoce train` makes one.")
-    trained, of_model = _of_model(kept, model, releases)
+        raise errors.NothingThereError(f"{kept.place} holds no model yet: `sottovoce train` makes one.")
+    of_model = _of_model(kept, model, releases)
     counted = kept.newest(releases, COUNTS)
-    version = database.publish(
-        kept.path,
+    version = versions.publish(
+        job,
         database.Contents(
             catalogue=source.load_catalogue(job),
             items=_released(kept, of_model, "items", tables.ITEMS),
@@ -51,18 +59,18 @@ def run(job: config.Job) -> Path:
             feature_embeddings=_trained(model, "feature_embeddings", tables.FEATURE_EMBEDDINGS),
             recommendations=_trained(model, "recommendations", tables.RECOMMENDATIONS),
             popular=_trained(model, "popular", tables.POPULAR),
-            model_versions=_model_versions(model, trained),
+            model_versions=_model_versions(model),
             privacy_ledger=_privacy_ledger([{"release_id": each["release_id"], **each["charge"]} for each in releases]),
             privacy_periods=_privacy_periods(account, job.job.data_set),
             release_report=_release_report(of_model, counted, trending[-1:]),
         ),
-        job.publish.keep_versions,
+        before,
     )
     log.info("published %s", version)
     for manifest in [*counted, *trending[-1:]]:
         _note_visible(kept, releases, manifest["release_id"])
     if model is not None:
-        _send_recommendations(job, kept, model.name)
+        _send_recommendations(job, kept, str(model.number))
     return version
 
 
@@ -75,26 +83,25 @@ def is_due(job: config.Job) -> bool:
     if not newest:
         return False
     try:
-        with database.connect(kept.path) as connection:
+        if files.is_url(kept.place):
+            versions.pull(job)
+        with database.connect(kept.local()) as connection:
             shown = connection.sql("select distinct section, release_id from release_report").fetchall()
     except errors.NothingThereError:
         return True
     return not newest <= set(shown)
 
 
-def _of_model(
-    kept: store.Store, model: Path | None, releases: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A model's manifest and that of the release that it was trained on; nothing without a model."""
+def _of_model(kept: store.Store, model: store.Model | None, releases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The manifest of the release that a model was trained on; nothing without a model."""
     if model is None:
-        return {}, []
-    trained = json.loads((model / "manifest.json").read_text())
-    found = kept.published([release for release in releases if release["release_id"] == trained["release_ids"][-1]])
+        return []
+    found = kept.published([release for release in releases if release["release_id"] == model.manifest["release_ids"][-1]])
     if not found:
         raise errors.NothingThereError(
-            f"{kept.path} holds a model, but not the release that it was trained on: put it back, or `sottovoce train` anew."
+            f"{kept.place} holds a model, but not the release that it was trained on: put it back, or `sottovoce train` anew."
         )
-    return trained, found
+    return found
 
 
 def _released(kept: store.Store, manifests: Sequence[dict[str, Any]], name: str, schema: pa.Schema) -> pa.Table:
@@ -113,10 +120,10 @@ def _send_recommendations(job: config.Job, kept: store.Store, model: str) -> Non
     """Sends a model's recommendations to the job's topic for them, once, a message an item: its key."""
     if job.kafka is None or job.kafka.recommendations is None:
         return
-    sent, this = kept.operator() / "recommendations.json", [job.kafka.recommendations, model]
-    if sent.exists() and json.loads(sent.read_text()) == this:
+    sent, this = files.join(kept.operator(), "recommendations.json"), [job.kafka.recommendations, model]
+    if files.exists(sent) and json.loads(files.read(sent)) == this:
         return
-    with database.connect(kept.path) as connection:
+    with database.connect(kept.local()) as connection:
         messages = connection.sql("""
             select item_id, json_object(
                 'version', (select version from model_versions), 'item_id', item_id,
@@ -133,22 +140,22 @@ def _send_recommendations(job: config.Job, kept: store.Store, model: str) -> Non
     log.info("sent the recommendations of %d items to %s", len(messages), topic)
 
 
-def _trained(model: Path | None, name: str, schema: pa.Schema) -> pa.Table:
-    return schema.empty_table() if model is None else pq.read_table(model / f"{name}.parquet").cast(schema)
+def _trained(model: store.Model | None, name: str, schema: pa.Schema) -> pa.Table:
+    return schema.empty_table() if model is None else model.read_table(name, schema)
 
 
 def _time(text: str) -> dt.datetime:
     return dt.datetime.fromisoformat(text)
 
 
-def _model_versions(model: Path | None, trained: dict[str, Any]) -> pa.Table:
+def _model_versions(model: store.Model | None) -> pa.Table:
     if model is None:
         return tables.MODEL_VERSIONS.empty_table()
     row = {
-        **trained,
-        "version": int(model.name),
-        "created": _time(trained["created"]),
-        "parameters": json.dumps(trained["parameters"]),
+        **model.manifest,
+        "version": model.number,
+        "created": _time(model.manifest["created"]),
+        "parameters": json.dumps(model.manifest["parameters"]),
     }
     return pa.Table.from_pylist([row], tables.MODEL_VERSIONS)
 

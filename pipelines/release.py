@@ -14,14 +14,13 @@ import platform
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 
-from data import book, errors, ledger, store, tables
+from data import book, errors, files, ledger, store, tables
 from pipelines import config, contract, engine, plan, source
 from runners import direct
 from transforms import bounding
@@ -45,11 +44,11 @@ def build(
     found: source.Source | source.ClosedWindow,
     group: bounding.GroupByUser,
 ) -> beam.PCollection[str]:
-    """Wires the release of the events that were found; returns the path of the published release (none when refused)."""
+    """Wires the release of the events that were found; returns the id of the published release (none when refused)."""
     job, store_path = planned.job, str(planned.job.job.store)
     read = found.read(root, group)
     _ = read.dead_letters | "WriteDeadLetters" >> beam.io.WriteToText(
-        str(store.Store(store_path).operator("dead_letters") / planned.attempt),
+        files.join(store.Store(store_path).operator("dead_letters"), planned.attempt),
         file_name_suffix=".jsonl",
         shard_name_template="",
     )
@@ -103,8 +102,8 @@ def run(
     allow_another: bool = False,
     span: tuple[dt.datetime, dt.datetime] | None = None,
     find: Find = source.find,
-) -> Path:
-    """Runs the release job, or finds that it was done before; returns the published release's path.
+) -> str:
+    """Runs the release job, or finds that it was done before; returns the published release's id.
 
     Args:
         span: as `plan.plan`.
@@ -120,16 +119,16 @@ def run(
     """
     account = contract.open_ledger(job)
     with _leased(job, account) as (kept, held):
-        path = _run(job, account, kept, held, beam_flags, allow_another, span, find)
+        release_id = _run(job, account, kept, held, beam_flags, allow_another, span, find)
         source.deliver(job, kept, account)
-        return path
+        return release_id
 
 
-def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = ()) -> Iterator[tuple[config.Job, Path]]:
+def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = ()) -> Iterator[tuple[config.Job, str]]:
     """Releases every window that is closed at `until` and that the job hasn't released, in the order in which they end.
 
     Yields:
-        The part of the job that the window is of, and the release's path.
+        The part of the job that the window is of, and the release's id.
 
     Raises:
         As `run`: of the first window of each part that is refused, the error of the first. The others stay released.
@@ -143,11 +142,11 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
             continue
         before = decode.Earlier(window.start, window.bounds(number - 1)[1] + window.slack) if number else None
         try:
-            path = run_window(part, number, functools.partial(source.find, earlier=before), beam_flags)
+            release_id = run_window(part, number, functools.partial(source.find, earlier=before), beam_flags)
         except (ledger.BudgetRefusedError, errors.RefusedError, errors.NothingThereError) as error:
             refused[place] = error
         else:
-            yield part, path
+            yield part, release_id
     for why in refused.values():
         raise why
 
@@ -164,7 +163,7 @@ def waiting(job: config.Job, until: dt.datetime) -> Iterator[tuple[int, int]]:
             yield place, number
 
 
-def run_window(part: config.Job, number: int, find: Find, beam_flags: Sequence[str] = ()) -> Path:
+def run_window(part: config.Job, number: int, find: Find, beam_flags: Sequence[str] = ()) -> str:
     """Releases a window of a part of a job. `find`, returns, raises: as `run`."""
     start, end = part.window.bounds(number)
     one = part.model_copy(update={"window": part.window.model_copy(update={"start": start, "end": end})})
@@ -187,10 +186,11 @@ def settle(job: config.Job) -> list[set[tuple[dt.datetime, dt.datetime]]]:
                 _prune(book.Book(contract.book_path(job)), series)
             source.deliver(job, kept, account)
     done: list[set[tuple[dt.datetime, dt.datetime]]] = []
+    there = kept.release_ids()
     for part in job.parts:
         done.append(set())
         for release in source.published(part, account):
-            _shown(kept, release["release_id"])
+            _check_shown(kept, release["release_id"], there)
             start, end = (dt.datetime.fromisoformat(release[name]) for name in ("window_start", "window_end"))
             done[-1].add((start, end))
     return done
@@ -206,7 +206,7 @@ def _leased(job: config.Job, account: ledger.Ledger) -> Iterator[tuple[store.Sto
     name = f"{job.job.data_set}/{job.job.whole}"
     with store.Store(job.job.store).running() as kept:
         # Whoever has the store's lock knows that its earlier runs on this machine are over.
-        owner = hashlib.sha256(f"{platform.node()}|{uuid.getnode()}|{kept.path.resolve()}".encode()).hexdigest()
+        owner = hashlib.sha256(f"{platform.node()}|{uuid.getnode()}|{kept.local().resolve()}".encode()).hexdigest()
         fence = account.lease(name, owner, LEASE_SECONDS)
         is_over = threading.Event()
 
@@ -243,7 +243,7 @@ def _run(
     allow_another: bool,
     span: tuple[dt.datetime, dt.datetime] | None,
     find: Find,
-) -> Path:
+) -> str:
     kept.check(account.releases())
     public_items = source.public_items(job)
     if job.is_trending:
@@ -260,8 +260,9 @@ def _run(
     kept.settle(account.releases())
     found = account.find(request)
     if found and found.status == ledger.PUBLISHED:
-        log.info("%s holds this release: reading it back, at no cost", kept.path)
-        return _shown(kept, found.release_id)
+        log.info("%s holds this release: reading it back, at no cost", kept.place)
+        _check_shown(kept, found.release_id, kept.release_ids())
+        return found.release_id
     pipeline = engine.pipeline(job, beam_flags)
     log.info("releasing %s from %d part(s) of its source", job.job.data_set, len(found_events.parts))
     buckets = job.runner.buckets or bounding.buckets_for(found_events.rows)
@@ -269,7 +270,7 @@ def _run(
         buckets = book.SHARDS
     try:
         with kept.spill() as directory, pipeline as root:
-            group = bounding.GroupByUser(buckets, job.source.event_types, str(directory) if job.runner.spill else None)
+            group = bounding.GroupByUser(buckets, job.source.event_types, directory if job.runner.spill else None)
             build(root, planned, request, found_events, group)
     except (RuntimeError, errors.UserError) as error:
         # The runner wraps what a worker raised: in a text of its own, or with the step's name after it.
@@ -286,9 +287,9 @@ def _run(
     record = kept.run_record(planned.attempt)
     if record["refused"]:
         kept.discard(planned.attempt)
-        _raise_refusal(record, kept.operator("dead_letters") / f"{planned.attempt}.jsonl")
+        _raise_refusal(record, files.join(kept.operator("dead_letters"), f"{planned.attempt}.jsonl"))
     log.info("rows by outcome (operator side): %s", record["outcomes"])
-    return kept.release_path(record["release_id"])
+    return str(record["release_id"])
 
 
 def _known_items(job: config.Job, kept: store.Store, account: ledger.Ledger) -> pa.Array:
@@ -323,18 +324,16 @@ def _request(
     return request
 
 
-def _shown(kept: store.Store, release_id: str) -> Path:
-    """Where a published release lies."""
-    path = kept.release_path(release_id)
-    if not path.exists():
+def _check_shown(kept: store.Store, release_id: str, there: Collection[str]) -> None:
+    """Makes sure that a published release is among those that the store has."""
+    if release_id not in there:
         raise errors.AlreadyReleasedError(
-            f"{kept.path} doesn't hold release {release_id}, which was published and paid for: put that store back. "
+            f"{kept.place} doesn't hold release {release_id}, which was published and paid for: put that store back. "
             "Drawing it anew charges every user once more: ask for it with --new-release."
         )
-    return path
 
 
-def _raise_refusal(record: dict[str, Any], dead_letters: Path) -> None:
+def _raise_refusal(record: dict[str, Any], dead_letters: str) -> None:
     refused, exit_code = record["refused"], record["exit_code"]
     if exit_code == ledger.BudgetRefusedError.exit_code:
         raise ledger.BudgetRefusedError(refused)

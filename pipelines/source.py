@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 
-from data import catalogue, ledger, store
+from data import catalogue, files, ledger, store
 from pipelines import config
 from transforms import bounding, spill
 from transforms.ingest import (
@@ -291,7 +291,7 @@ def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
             topic, _, partition = path.rpartition("/")
             stops.setdefault(topic, {})[int(partition)] = int(offsets.partition("-")[2])
         group = job.kafka.group or f"sottovoce-{job.job.name}"
-        letters = kept.operator("dead_letters") / f"{release['attempt']}.jsonl"
+        letters = files.join(kept.operator("dead_letters"), f"{release['attempt']}.jsonl")
         sent = dead_letters.send(
             job.kafka.connection, job.kafka.dead_letters, job.kafka.late, group, stops, release["reserved_at"], letters
         )

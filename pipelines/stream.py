@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.runners.runner import PipelineState
 
-from data import book, catalogue, errors, ledger, store
+from data import book, catalogue, errors, files, ledger, store
 from pipelines import config, engine, publish, release, source, train, upgrade
 from runners import flink, flink_rest
 from transforms import bounding
@@ -55,6 +55,10 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
     """
     if job.source.topic is None or job.window.size == "all":
         raise config.JobFileError('a stream needs source.kind = "kafka" and windows that follow one another (window.size).')
+    if files.is_url(job.job.store):
+        raise config.JobFileError(
+            f"job.store = {job.job.store}: what a stream has read waits on a path that all workers share."
+        )
     if job.window.start.microsecond:
         raise config.JobFileError(f"window.start = {job.window.start}: a stream's windows start at whole seconds.")
     waiting = release.waiting(job, until or _NEVER)
@@ -240,8 +244,8 @@ def _released(job: config.Job, place: int, number: int, closed: stream.Closed, t
     window = part.window.bounds(number)
     while not told:
         try:
-            path = release.run_window(part, number, find)
-            train.run_if_due(job, None if part.is_trending else path.name)
+            release_id = release.run_window(part, number, find)
+            train.run_if_due(job, None if part.is_trending else release_id)
             publish.run(job)
         except (ledger.BudgetRefusedError, errors.RefusedError, errors.NothingThereError) as error:
             log.error("the window from %s to %s is not released: %s", *window, error)

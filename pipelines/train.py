@@ -2,11 +2,8 @@
 
 import datetime as dt
 import importlib.metadata
-import json
 import logging
 import math
-import time
-from pathlib import Path
 from typing import Any
 
 from data import errors, store, tables
@@ -28,9 +25,10 @@ def run_if_due(job: config.Job, release_id: str | None) -> None:
     if newest is None:
         return
     if model is not None:
-        trained_on = json.loads((model / "manifest.json").read_text())["release_ids"]
-        age = dt.timedelta(seconds=time.time() - model.stat().st_mtime)
-        if age < job.model.lasts or (release_id is None and newest["release_id"] in trained_on):
+        # An earlier version's model doesn't tell its age: it is old.
+        trained_at = dt.datetime.fromisoformat(model.manifest.get("trained_at", "2000-01-01T00:00:00Z"))
+        age = dt.datetime.now(dt.UTC) - trained_at
+        if age < job.model.lasts or (release_id is None and newest["release_id"] in model.manifest["release_ids"]):
             return
     run(job, release_id)
 
@@ -41,8 +39,8 @@ def _newest(job: config.Job, kept: store.Store) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
-def run(job: config.Job, release_id: str | None = None) -> Path:
-    """Trains on a release, without a name on the newest; returns the model's directory.
+def run(job: config.Job, release_id: str | None = None) -> store.Model:
+    """Trains on a release, without a name on the newest; returns the model.
 
     Raises:
         errors.NothingThereError: there is no release yet.
@@ -50,7 +48,7 @@ def run(job: config.Job, release_id: str | None = None) -> Path:
     kept = store.Store(job.job.store)
     manifest = _newest(job, kept) if release_id is None else kept.manifest(release_id)
     if manifest is None:
-        raise errors.NothingThereError(f"{kept.path} holds no release yet: `sottovoce release` makes one.")
+        raise errors.NothingThereError(f"{kept.place} holds no release yet: `sottovoce release` makes one.")
     log.info("training on release %s", manifest["release_id"])
     [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
     items = kept.read_table(manifest, "items", tables.ITEMS)
@@ -71,6 +69,7 @@ def run(job: config.Job, release_id: str | None = None) -> Path:
         trained._asdict(),
         {
             "created": manifest["created"],
+            "trained_at": dt.datetime.now(dt.UTC).isoformat(),
             "release_ids": [manifest["release_id"]],
             "model": "lightfm-hybrid",
             "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,
@@ -80,7 +79,7 @@ def run(job: config.Job, release_id: str | None = None) -> Path:
             "code_version": importlib.metadata.version("sottovoce"),
         },
     )
-    log.info("trained model %s: %d items", model.name, trained.embeddings.num_rows)
+    log.info("trained model %d: %d items", model.number, trained.embeddings.num_rows)
     return model
 
 

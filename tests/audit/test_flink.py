@@ -21,7 +21,7 @@ from tests.runners.processes import flink_processes, is_java, is_worker
 
 DAYS, SECONDS = 4, 40
 N_EVENTS = int(os.environ.get("DRILL_EVENTS", 100_000))
-RUNS = int(os.environ.get("DRILL_RUNS", 20))
+RUNS = int(os.environ.get("DRILL_RUNS", 24))
 
 Kill = Callable[[cluster.Cluster], None]
 

@@ -74,8 +74,8 @@ def test_verify_prints_the_head_and_checks_a_noted_one(path, capsys):
 
 @pytest.mark.parametrize(("said", "was"), [("noise_multiplier", 0.1), ("delta", 0.5)])
 def test_verify_finds_a_store_that_says_other_noise_than_was_charged(path, said, was):
-    job, found = load(path), release.run(load(path))
-    manifest = found / "manifest.json"
+    job, release_id = load(path), release.run(load(path))
+    manifest = job.job.store / "releases" / release_id / "manifest.json"
     text = manifest.read_text().replace(f'"{said}": ', f'"{said}": {was}, "was": ', 1)
     manifest.write_text(text)
     with pytest.raises(ledger.LedgerError, match="says other noise than was charged"):

@@ -277,7 +277,7 @@ def test_exact_figures_stay_on_the_operators_side(files):
     [*manifests] = (files.parent / "store" / "releases").glob("*/manifest.json")
     assert len(manifests) == 2
     assert not [word for path in manifests for word in ("repeated", "outcomes", "read_seconds") if word in path.read_text()]
-    [*tables] = (files.parent / "store" / "releases").glob("*/*/*.parquet")
+    [*tables] = (files.parent / "store" / "attempts").glob("*/*/*.parquet")
     assert len(tables) >= 6
     assert not [path for path in tables if b"repeated" in (pq.read_schema(path).metadata or {})]
 

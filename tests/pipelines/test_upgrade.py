@@ -31,7 +31,7 @@ NOON = topics.milliseconds("2025-01-02T12:00")
 
 def last_checkpoint(job: config.Job) -> pathlib.Path | None:
     """Of the stream that the next one would go on from."""
-    found = upgrade.find(store.Store(job.job.store).operator("stream"))
+    found = upgrade.find(job.job.store / "operator" / "stream")
     return None if found is None else flink.last_checkpoint(upgrade.checkpoints(found[0]))
 
 
@@ -109,7 +109,7 @@ def test_a_stream_that_was_killed_goes_on_from_its_last_checkpoint(broker, flink
 def test_a_stream_that_may_not_or_can_not_go_on_says_so_and_begins_anew(broker, flink_jars, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, stream.__name__)
     path, topic = topics.write_job(tmp_path, broker)
-    kept = store.Store(topics.load(path, *FLAGS).job.store).operator("stream")
+    kept = topics.load(path, *FLAGS).job.store / "operator" / "stream"
     reasons = []
     for day in (1, 2, 3):
         send_day(broker, topic, day)

@@ -5,14 +5,15 @@ letters were sent last, also to a run after a crash; lag tools read them too.
 """
 
 import base64
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import kafka
 from kafka import structs
 
+from data import files
 from transforms.ingest import decode, kafka_client
 
 _TRANSACTION_MS = 600_000
@@ -26,7 +27,7 @@ def send(
     group: str,
     stops: Mapping[str, Mapping[int, int]],
     mark: str,
-    letters: Path,
+    letters: files.Name,
 ) -> int:
     """Sends a release's letters, unless it was done before, and commits what was read; returns how many were sent.
 
@@ -71,8 +72,8 @@ def _last_mark(connection: kafka_client.Connection, group: str, places: Sequence
     return max((found.metadata for found in committed if found is not None), default="")
 
 
-def _messages(letters: Path, are_late: bool) -> Iterator[dict[str, Any]]:
-    with letters.open(encoding="utf-8") as lines:
+def _messages(letters: files.Name, are_late: bool) -> Iterator[dict[str, Any]]:
+    with files.open_file(letters) as file, io.TextIOWrapper(file, encoding="utf-8") as lines:
         found = map(json.loads, lines)
         yield from (_message(letter) for letter in found if (letter["reason"] == decode.LATE) == are_late)
 

@@ -1,11 +1,10 @@
-"""A release becomes visible once and whole: tables into an attempt, then the ledger names it, then one rename."""
+"""A release becomes visible once and whole: tables into an attempt, then the ledger names it, then one file does."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data import errors, ledger, store
 from transforms.release.grant import TAKEN_OVER
@@ -13,11 +12,7 @@ from transforms.release.grant import TAKEN_OVER
 
 def write_part(table: pa.Table, name: str, store_path: str, attempt: str) -> str:
     """Writes a part of a table into the attempt; returns the file's name there."""
-    directory = store.Store(store_path).attempt(attempt) / name
-    directory.mkdir(exist_ok=True)
-    part = f"{name}/{store.new_id()}.parquet"
-    pq.write_table(table, directory.parent / part)
-    return part
+    return store.Store(store_path).write_part(attempt, name, table)
 
 
 def commit(
@@ -28,25 +23,26 @@ def commit(
     attempt: str,
     manifest: Mapping[str, Any],
 ) -> list[str]:
-    """Publishes the attempt whose parts are given; nothing for a refused release.
+    """Publishes the attempt whose parts are given, and returns the release's id; nothing for a refused release.
 
     Raises:
         errors.AlreadyReleasedError: another run was granted the release since; this one's tables are deleted unread.
     """
     kept, shown = store.Store(store_path), []
     for grant in grants:
-        if kept.release_path(grant.release_id).exists():  # this step, begun again
-            return [str(kept.release_path(grant.release_id))]
+        if kept.has(grant.release_id):  # this step, begun again
+            return [grant.release_id]
         kept.finish(attempt, {"release_id": grant.release_id, **manifest, "parts": sorted(parts)})
         if not ledger.Ledger(ledger_url).publish(grant.release_id, grant.fence, attempt):
             kept.discard(attempt)
             raise errors.AlreadyReleasedError(TAKEN_OVER)
-        shown.append(str(kept.show(grant.release_id, attempt)))
+        kept.show(grant.release_id, attempt)
+        shown.append(grant.release_id)
     return shown
 
 
 class CommitRelease(beam.PTransform):
-    """Writes released tables, then publishes them under the granted release id. In: tables by name; out: the release's path.
+    """Writes released tables, then publishes them under the granted release id. In: tables by name; out: the release's id.
 
     Manifests name the parts that count: a part that a retry left behind is never read.
     """
