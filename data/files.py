@@ -116,16 +116,21 @@ def names(directory: Name) -> list[str]:
     return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
-def delete(name: Name) -> None:
-    """Deletes a file, or a directory and all below it; nothing if there is neither."""
-    if is_url(name):
-        found = [*([str(name)] if exists(name) else []), *(join(name, each) for each in names(name))]
-        if found:
-            _beam().delete(found)
-    elif Path(name).is_dir():
-        shutil.rmtree(name, ignore_errors=True)
+def delete(*files: Name) -> None:
+    """Deletes files, all in one place; those that aren't there are no error."""
+    if files and is_url(files[0]):
+        _beam().delete([str(name) for name in files])
     else:
-        Path(name).unlink(missing_ok=True)
+        for name in files:
+            Path(name).unlink(missing_ok=True)
+
+
+def delete_directory(directory: Name) -> None:
+    """Deletes a directory, and all below it, if it is there."""
+    if is_url(directory):
+        delete(*(join(directory, name) for name in names(directory)))
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

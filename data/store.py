@@ -78,8 +78,7 @@ class Store:
         """Makes an attempt whole: the parts that its manifest names, and no others."""
         place = self._attempt(attempt)
         # What a retry within the attempt wrote twice has two draws of noise: one goes, unread.
-        for left in set(files.names(place)) - set(manifest["parts"]):
-            files.delete(files.join(place, left))
+        files.delete(*(files.join(place, left) for left in files.names(place) if left not in manifest["parts"]))
         files.make_private(place)
         write_json(files.join(place, _MANIFEST), {**manifest, "attempt": attempt})
 
@@ -106,7 +105,7 @@ class Store:
 
     def discard(self, attempt: str) -> None:
         """Deletes an attempt unread."""
-        files.delete(self._attempt(attempt))
+        files.delete_directory(self._attempt(attempt))
 
     def release_ids(self) -> set[str]:
         """Returns those of the releases that are here."""
@@ -196,13 +195,13 @@ class Store:
     @contextlib.contextmanager
     def spill(self) -> Iterator[str]:
         """Gives a directory for what waits on disk during a run. It goes with the run; a crashed one's goes with the next."""
-        files.delete(self.operator("spill"))
+        files.delete_directory(self.operator("spill"))
         place = files.join(self.operator("spill"), new_id())
         files.make_private(place)
         try:
             yield place
         finally:
-            files.delete(place)
+            files.delete_directory(place)
 
     def write_run_record(self, attempt: str, record: dict[str, Any]) -> None:
         """Keeps the exact figures of a run for the operator."""

@@ -47,10 +47,9 @@ def publish(job: config.Job, contents: database.Contents, before: int) -> Path:
     if not account.activate(_name(job), version):
         files.delete(files.join(folder, name))
         raise database.OvertakenError(f"{folder}: version {version.number} was published meanwhile.")
-    for old in files.names(folder):
-        # Above it there may be one that another publisher is about to name.
-        if int(old.partition("-")[0]) <= version.number - job.publish.keep_versions:
-            files.delete(files.join(folder, old))
+    # Above it there may be one that another publisher is about to name.
+    last = version.number - job.publish.keep_versions
+    files.delete(*(files.join(folder, old) for old in files.names(folder) if int(old.partition("-")[0]) <= last))
     return pull(job)
 
 

@@ -167,7 +167,7 @@ def test_models_are_numbered_and_the_newest_is_read(anywhere):
 
 def test_a_removed_model_leaves_its_number_unused(anywhere):
     second = [anywhere.add_model({}, {}) for _ in range(3)][1]
-    files.delete(second.place)
+    files.delete_directory(second.place)
     assert anywhere.add_model({}, {}).number == 4
 
 
