@@ -4,10 +4,10 @@
     BOOK/SERIES/NUMBER/DIGEST.json    a page: each shard's newest file, by number and digest
 
 A file is named by the SHA-256 of what is in it, so that BOOK may be an object store: to write one again changes nothing, and
-attempts at a window don't disturb each other. Which files count, the ledger (data.ledger) says: it takes one page a window, from
-the attempt that was granted it last, and only then does that one read who is in, and draw noise. Nobody acts on what was written
-by an attempt that was overtaken, or died before: `prune` deletes it. A book that was lost, cut or put back from a copy doesn't have
-the digests that the ledger has, and is refused. It is the operator's, and holds pseudonyms.
+attempts at a window don't disturb each other. Which files count, the ledger (data.ledger) says: it takes one page a window,
+from the attempt that was granted it last, and only then does that one read who is in, and draw noise. Nobody acts on what an
+attempt wrote that was overtaken, or died before: `prune` deletes it. A book that was lost, cut or put back from a copy doesn't
+have the digests that the ledger has, and is refused. It is the operator's, and holds pseudonyms.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """Who may be in a window: the contribution book's answer, written down before any row of theirs is used.
 
 Users are written down first, and read back from the page that the ledger has then. So a step that a runner does again, an
-attempt that wakes up when another has taken the release over, and whoever comes after a crash use the rows of the same users, or
-of none.
+attempt that wakes up when another has taken the release over, and one after a crash use the same users' rows, or nobody's.
 """
 
 import dataclasses
