@@ -1,24 +1,25 @@
 """The contribution book: what each privacy id has spent in a series of windows, so that nobody is in too many of them.
 
-    BOOK/SERIES/NUMBER/SHARD.arrow    a shard's users, with what each has spent once window NUMBER had let them in
-    BOOK/SERIES/NUMBER/DIGEST.json    a page: each shard's newest file, and its digest
+    BOOK/SERIES/NUMBER/DIGEST.arrow   a shard's users, with what each has spent once window NUMBER had let them in
+    BOOK/SERIES/NUMBER/DIGEST.json    a page: each shard's newest file, by number and digest
 
-A shard's file is written once and never changed: whoever comes later, another attempt or a retry, gets the same answer. The
-ledger (data.ledger) keeps each page's digest, so a book that was lost, cut or put back from a copy is refused. It is the
-operator's, and holds pseudonyms.
+A file is named by the SHA-256 of what is in it, so that BOOK may be an object store: to write one again changes nothing, and
+attempts at a window don't disturb each other. Which files count, the ledger (data.ledger) says: it takes one page a window,
+from the attempt that was granted it last, and only then does that one read who is in, and draw noise. Nobody acts on what an
+attempt wrote that was overtaken, or died before: `prune` deletes it. A book that was lost, cut or put back from a copy doesn't
+have the digests that the ledger has, and is refused. It is the operator's, and holds pseudonyms.
 """
 
 import hashlib
+import itertools
 import json
-import shutil
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data import errors, events, files, ledger, store
+from data import errors, events, files, ledger
 
 SHARDS = 64
 """Parts of the users, by their pseudonyms' hash."""
@@ -39,39 +40,30 @@ class BookError(errors.BadInputError):
 
 
 class Book:
-    """A contribution book in a directory that all workers share."""
+    """A contribution book below a path, or a URL, that all workers share."""
 
     def __init__(self, path: files.Name):
-        self._path = Path(path)
+        self._path = path
 
-    def admit(self, page: ledger.Page, shard: int, privacy_ids: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
-        """Lets a shard's users into the page's window and writes it down; returns those who are in.
+    def admit(self, page: ledger.Page, shard: int, privacy_ids: pa.FixedSizeBinaryArray) -> str:
+        """Writes down whom of a shard's users a page that is yet to be booked lets in; returns the file's digest, for `finish`.
 
-        Whether a user is let in depends on what that user spent before, and on nobody else. Asked again, for the same users
-        or others, the answer is the first one.
+        Whether a user is let in depends on what that user spent before, and on nobody else. The same users again make the same
+        file, in whatever order they come.
 
         Args:
             privacy_ids: the shard's users with events in the window, each once.
 
         Raises:
-            BookError: the page before, or this one, isn't there as it was.
+            BookError: the page before isn't there as it was.
         """
-        file = self._file(page.series_id, page.number, shard)
-        if page.digest is not None:
-            number, digest = self._newest(page.series_id, page.number, page.digest, shard)
-            if number != page.number:
-                return privacy_ids[:0]
-            spent = _read(file, digest)
-        elif file.exists():
-            spent = _read(file)
-        else:
-            spent = _spend(self._spent_before(page, shard), page, privacy_ids)
-            if not store.create(file, _bytes(spent)):
-                spent = _read(file)
-        return spent.filter(pc.equal(spent["last"], page.number))["privacy_id"].combine_chunks()
+        return self._write(page, "arrow", _bytes(_spend(self._spent_before(page, shard), page, privacy_ids)))
 
-    def finish(self, page: ledger.Page) -> str:
-        """Makes a page of all that was let in, and of the page before; returns its digest, for the ledger.
+    def finish(self, page: ledger.Page, written: Mapping[int, str]) -> str:
+        """Makes a page of the one before and of what was written; returns its digest, for the ledger. A booked one stays.
+
+        Args:
+            written: by shard, the digest that `admit` gave.
 
         Raises:
             BookError: the page before, or this one, isn't there as it was.
@@ -79,29 +71,41 @@ class Book:
         if page.digest is not None:
             self._files(page.series_id, page.number, page.digest)
             return page.digest
-        folder = self._path / page.series_id / str(page.number)
-        files = {} if page.before is None else self._files(page.series_id, *page.before)
-        files |= {path.stem: (page.number, _digest(path.read_bytes())) for path in folder.glob("*.arrow")}
-        text = json.dumps(files, sort_keys=True).encode()
-        store.create(folder / f"{_digest(text)}.json", text)
-        return _digest(text)
+        newest = {} if page.before is None else self._files(page.series_id, *page.before)
+        newest |= {str(shard): (page.number, digest) for shard, digest in written.items()}
+        return self._write(page, "json", json.dumps(newest, sort_keys=True).encode())
+
+    def admitted(self, page: ledger.Page, shard: int, privacy_ids: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
+        """Returns whom of a shard's users a booked page let in: the same whoever asks, and however often.
+
+        Raises:
+            BookError: the page isn't there as it was.
+        """
+        if page.digest is None:
+            raise ValueError(f"Book: page {page.number} is not booked: whom it lets in is yet to be decided.")
+        number, digest = self._newest(page.series_id, page.number, page.digest, shard)
+        if number != page.number:
+            return privacy_ids[:0]
+        spent = self._shard(page.series_id, page.number, digest)
+        let_in = spent.filter(pc.equal(spent["last"], page.number))["privacy_id"].combine_chunks()
+        return privacy_ids.filter(pc.is_in(privacy_ids, value_set=let_in))
 
     def prune(self, series_id: str, pages: Collection[tuple[int, str]]) -> None:
         """Deletes what neither these pages (number and digest) nor any later one needs."""
-        kept = {self._page(series_id, *page) for page in pages}
+        kept = {f"{number}/{digest}.json" for number, digest in pages}
         for page in pages:
-            kept |= {self._file(series_id, number, int(shard)) for shard, (number, _) in self._files(series_id, *page).items()}
+            kept |= {f"{number}/{digest}.arrow" for number, digest in self._files(series_id, *page).values()}
         newest = max((number for number, _ in pages), default=-1)
-        for folder in (self._path / series_id).glob("*"):
-            if int(folder.name) <= newest:
-                for path in set(folder.iterdir()) - kept:
-                    path.unlink()
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+        folder = files.join(self._path, series_id)
+        old = [name for name in files.names(folder) if int(name.partition("/")[0]) <= newest]
+        for number, names in itertools.groupby(old, lambda name: name.partition("/")[0]):
+            there = set(names)
+            for unneeded in there - kept if there & kept else {number}:
+                files.delete(files.join(folder, unneeded))
 
     def delete(self, series_id: str) -> None:
         """Deletes all of a series."""
-        shutil.rmtree(self._path / series_id, ignore_errors=True)
+        files.delete(files.join(self._path, series_id))
 
     def spent(self, series_id: str, number: int, digest: str) -> Iterator[pa.Table]:
         """Yields what users have spent by a page: tables of SPENT.
@@ -109,14 +113,14 @@ class Book:
         Raises:
             BookError: it isn't there as it was.
         """
-        for shard, (written, expected) in self._files(series_id, number, digest).items():
-            yield _read(self._file(series_id, written, int(shard)), expected)
+        for written, expected in self._files(series_id, number, digest).values():
+            yield self._shard(series_id, written, expected)
 
     def _spent_before(self, page: ledger.Page, shard: int) -> pa.Table:
         if page.before is None:
             return SPENT.empty_table()
         number, digest = self._newest(page.series_id, *page.before, shard)
-        return SPENT.empty_table() if number is None else _read(self._file(page.series_id, number, shard), digest)
+        return SPENT.empty_table() if number is None else self._shard(page.series_id, number, digest)
 
     def _newest(self, series_id: str, number: int, digest: str, shard: int) -> tuple[int | None, str]:
         """Of a page: which page wrote the shard's newest file (None: none did), and that file's digest."""
@@ -124,13 +128,32 @@ class Book:
 
     def _files(self, series_id: str, number: int, digest: str) -> dict[str, tuple[int, str]]:
         """By shard, the page that wrote its newest file, and that file's digest."""
-        return json.loads(_read_bytes(self._page(series_id, number, digest), digest))
+        return json.loads(self._read(series_id, number, digest, "json"))
 
-    def _page(self, series_id: str, number: int, digest: str) -> Path:
-        return self._path / series_id / str(number) / f"{digest}.json"
+    def _shard(self, series_id: str, number: int, digest: str) -> pa.Table:
+        with pa.ipc.open_file(self._read(series_id, number, digest, "arrow")) as file:
+            return file.read_all()
 
-    def _file(self, series_id: str, number: int, shard: int) -> Path:
-        return self._path / series_id / str(number) / f"{shard}.arrow"
+    def _read(self, series_id: str, number: int, digest: str, kind: str) -> bytes:
+        name = files.join(self._path, series_id, str(number), f"{digest}.{kind}")
+        try:
+            content = files.read(name)
+        except FileNotFoundError as error:
+            raise _lost(name) from error
+        except OSError as error:
+            raise BookError(f"privacy.book: {name} can't be read ({error}).") from error
+        if _digest(content) != digest:
+            raise _lost(name)
+        return content
+
+    def _write(self, page: ledger.Page, kind: str, content: bytes) -> str:
+        """Writes a page's file for its owner alone; returns its digest."""
+        folder = files.join(self._path, page.series_id)
+        for private in (folder, files.join(folder, str(page.number))):
+            files.make_private(private)
+        digest = _digest(content)
+        files.write(files.join(folder, str(page.number), f"{digest}.{kind}"), content, 0o600)
+        return digest
 
 
 def _spend(before: pa.Table, page: ledger.Page, privacy_ids: pa.FixedSizeBinaryArray) -> pa.Table:
@@ -144,6 +167,7 @@ def _spend(before: pa.Table, page: ledger.Page, privacy_ids: pa.FixedSizeBinaryA
     units[let_in] += page.units
     last[let_in] = page.number
     new = privacy_ids.filter(pa.array(~is_known & (page.units <= page.max_windows_contributed)))
+    new = new.take(pc.sort_indices(new))
     added = pa.table([new, np.full(len(new), page.units, np.int32), np.full(len(new), page.number, np.int32)], SPENT)
     return pa.concat_tables([pa.table([before["privacy_id"], units, last], SPENT), added])
 
@@ -155,27 +179,9 @@ def _bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _read(path: Path, digest: str | None = None) -> pa.Table:
-    try:
-        with pa.ipc.open_file(_read_bytes(path, digest)) as file:
-            return file.read_all()
-    except pa.ArrowInvalid as error:
-        raise _lost(path) from error
-
-
-def _read_bytes(path: Path, digest: str | None) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _lost(path) from error
-    if digest is not None and _digest(content) != digest:
-        raise _lost(path)
-    return content
-
-
-def _lost(path: Path) -> BookError:
+def _lost(name: str) -> BookError:
     return BookError(
-        f"privacy.book: {path} is missing or not what the ledger knows: who was in which window can't be told any more. Put "
+        f"privacy.book: {name} is missing or not what the ledger knows: who was in which window can't be told any more. Put "
         "the book back as it was, or close the period (`sottovoce budget close`)."
     )
 

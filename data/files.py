@@ -43,10 +43,10 @@ def make_public(directory: Name) -> None:
 
 
 @contextlib.contextmanager
-def create(name: Name) -> Iterator[BinaryIO]:
+def create(name: Name, mode: int = 0o644) -> Iterator[BinaryIO]:
     """Writes a file that is there whole, and safe on disk, or not at all; one that was there is replaced.
 
-    It is for whoever may enter its directories, which are made if they are missing.
+    Directories are made if they are missing. An object store has rights of its own in place of a `mode`.
     """
     if is_url(name):
         # An upload can't be taken back: it begins when all is there.
@@ -63,7 +63,7 @@ def create(name: Name) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, local)
             local.flush()
             os.fsync(local.fileno())
-            os.fchmod(local.fileno(), 0o644)
+            os.fchmod(local.fileno(), mode)
             Path(local.name).replace(path)
         except BaseException:
             Path(local.name).unlink(missing_ok=True)
@@ -71,9 +71,9 @@ def create(name: Name) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
-def write(name: Name, content: bytes) -> None:
+def write(name: Name, content: bytes, mode: int = 0o644) -> None:
     """Writes a file, as `create`."""
-    with create(name) as file:
+    with create(name, mode) as file:
         file.write(content)
 
 

@@ -92,18 +92,17 @@ class ObjectStore:
         return f"s3://{_BUCKET}/{secrets.token_hex(8)}"
 
     def path(self, url: str) -> pathlib.Path:
-        """Returns where an object, or a directory of them, lies on disk."""
+        """Returns where an object, or a directory of them, lies on disk, to look at: the store sees no changes made there."""
         return self.directory / "objects" / url.removeprefix("s3://")
 
     def __enter__(self) -> Self:
         (self.directory / "objects" / _BUCKET).mkdir(parents=True)
         [port] = background.choose_ports(_HOST, None)
         serve = [str(rclone()), "serve", "s3", "--auth-key", f"tests,{self._key}", "--addr", f"{_HOST}:{port}"]
-        # Each request looks at the disk anew.
-        options = ["--vfs-cache-mode=off", "--dir-cache-time=0s", "--config="]
+        # Without --dir-cache-time=0s, with which an upload never ended; it sees only what it writes itself.
         with self._process.lock() as lock:
             assert lock is not None
-            self._process.start([*serve, *options, str(self.directory / "objects")], lock)
+            self._process.start([*serve, "--config=", str(self.directory / "objects")], lock)
         try:
             self._wait(port)
         except BaseException:

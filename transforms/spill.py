@@ -1,14 +1,18 @@
 """Rows that wait on disk for the next step: the runner shuffles where they are, not the rows.
 
-The DirectRunner keeps what it shuffles in memory, several times over. A file is written once, and mapped where it is needed.
+The DirectRunner keeps what it shuffles in memory, several times over. A file is written once, and mapped where it is needed; in
+an object store, read.
 """
 
+import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+
+from data import files
 
 
 class Part(NamedTuple):
@@ -23,19 +27,33 @@ def write(directory: str, tables: Iterable[pa.Table]) -> list[Part]:
 
     Dictionaries are written once: the tables must share them.
     """
-    path = Path(directory) / f"{uuid.uuid4().hex}.arrow"
+    name = files.join(directory, f"{uuid.uuid4().hex}.arrow")
     given = list(tables)
     if given:
-        path.touch(mode=0o600)
-        with pa.ipc.new_file(str(path), given[0].schema) as writer:
+        with _create(name) as file, pa.ipc.new_file(file, given[0].schema) as writer:
             for table in given:
                 writer.write_table(table)
-    return [Part(str(path), batch) for batch in range(len(given))]
+    return [Part(name, batch) for batch in range(len(given))]
 
 
 def read(part: pa.Table | Part) -> pa.Table:
     """Maps a table into memory, without a copy; gives back one that never left it."""
     if isinstance(part, pa.Table):
         return part
-    with pa.memory_map(part.path) as file:
+    with _open(part.path) as file:
         return pa.Table.from_batches([pa.ipc.open_file(file).get_batch(part.batch)])
+
+
+@contextlib.contextmanager
+def _create(name: str) -> Iterator[Any]:
+    if files.is_url(name):
+        with files.create(name) as file:
+            yield file
+    else:
+        # Not by `files`: rows that only this run reads needn't outlast a power cut.
+        Path(name).touch(mode=0o600)
+        yield name
+
+
+def _open(name: str) -> pa.NativeFile:
+    return pa.PythonFile(files.open_file(name), "r") if files.is_url(name) else pa.memory_map(name)

@@ -1,4 +1,4 @@
-"""The contribution book: who was in which window, written once, and the same to whoever asks again."""
+"""The contribution book: who was in which window, the same to whoever asks, once the ledger has the page."""
 
 import dataclasses
 import stat
@@ -9,9 +9,15 @@ import hypothesis.strategies as st
 import pyarrow as pa
 import pytest
 
-from data import book, events, ledger
+from data import book, events, files, ledger
 
 PAGE = ledger.Page("series", 0, 1, 2, 1, None, None)
+
+
+@pytest.fixture(params=["path", "object store"])
+def place(request, tmp_path) -> str:
+    """Where a book can be."""
+    return str(tmp_path / "book") if request.param == "path" else request.getfixturevalue("bucket")
 
 
 def ids(*users: int) -> pa.FixedSizeBinaryArray:
@@ -22,13 +28,29 @@ def numbers(users: pa.FixedSizeBinaryArray) -> list[int]:
     return sorted(int.from_bytes(user, "little") for user in users.to_pylist())
 
 
-def lived(kept: book.Book, windows: list[list[int]], page: ledger.Page = PAGE, shard: int = 3) -> list[list[int]]:
+def booked(kept: book.Book, page: ledger.Page, users: dict[int, list[int]]) -> ledger.Page:
+    """The page with whom it lets in of each shard's users, as the ledger would have it."""
+    written = {shard: kept.admit(page, shard, ids(*there)) for shard, there in users.items()}
+    return dataclasses.replace(page, digest=kept.finish(page, written))
+
+
+def after(page: ledger.Page, **changes) -> ledger.Page:
+    """The page that follows a booked one."""
+    following = {"number": page.number + 1, "before": (page.number, page.digest), "digest": None}
+    return dataclasses.replace(page, **{**following, **changes})
+
+
+def let_in(kept: book.Book, page: ledger.Page, shard: int = 3, among=range(10)) -> list[int]:
+    return numbers(kept.admitted(page, shard, ids(*among)))
+
+
+def lived(kept: book.Book, windows: list[list[int]], page: ledger.Page = PAGE) -> list[list[int]]:
     """Who is let into each window, one page after the other."""
-    found, before = [], None
-    for number, users in enumerate(windows):
-        now = dataclasses.replace(page, number=number, before=before)
-        found.append(numbers(kept.admit(now, shard, ids(*users))) if users else [])
-        before = (number, kept.finish(now))
+    found = []
+    for users in windows:
+        now = booked(kept, page, {3: users} if users else {})
+        found.append(let_in(kept, now))
+        page = after(now)
     return found
 
 
@@ -55,7 +77,7 @@ def test_each_user_is_let_in_by_its_own_past_alone(tmp_path_factory, windows, un
 
 
 @pytest.mark.parametrize(
-    ("numbers_asked", "limits", "let_in"),
+    ("numbers_asked", "limits", "let_in_at"),
     [
         ([0, 1, 2, 3], {"max_windows_contributed": 1}, [0]),
         ([0, 1, 2, 3], {"max_windows_contributed": 3}, [0, 1, 2]),
@@ -69,23 +91,23 @@ def test_each_user_is_let_in_by_its_own_past_alone(tmp_path_factory, windows, un
     ],
     ids=["one", "three", "every other", "every fourth", "with gaps", "half a window left", "two units each", "too dear"],
 )
-def test_a_user_who_is_always_there_is_let_in_as_often_as_the_limits_say(tmp_path, numbers_asked, limits, let_in):
+def test_a_user_who_is_always_there_is_let_in_as_often_as_the_limits_say(tmp_path, numbers_asked, limits, let_in_at):
     kept, found, before = book.Book(tmp_path), [], None
     for number in numbers_asked:
-        page = dataclasses.replace(PAGE, number=number, before=before, **limits)
-        found += [number] * len(kept.admit(page, 3, ids(1)))
-        before = (number, kept.finish(page))
-    assert found == let_in
+        page = booked(kept, dataclasses.replace(PAGE, number=number, before=before, **limits), {3: [1]})
+        found += [number] * len(let_in(kept, page))
+        before = (number, page.digest)
+    assert found == let_in_at
 
 
 def test_a_dear_window_keeps_out_whom_a_cheap_one_lets_in(tmp_path):
-    kept, found, before = book.Book(tmp_path), [], None
-    for number, units in enumerate([2, 2, 1, 1]):
-        page = dataclasses.replace(PAGE, number=number, units=units, max_windows_contributed=3, before=before)
-        found.append(numbers(kept.admit(page, 3, ids(1))))
-        before = (number, kept.finish(page))
+    kept, found, page = book.Book(tmp_path), [], dataclasses.replace(PAGE, max_windows_contributed=3)
+    for units in [2, 2, 1, 1]:
+        now = booked(kept, dataclasses.replace(page, units=units), {3: [1]})
+        found.append(let_in(kept, now))
+        page = after(now)
     assert found == [[1], [], [1], []]
-    assert [table.to_pylist() for table in kept.spent("series", *before)] == [
+    assert [table.to_pylist() for table in kept.spent("series", *page.before)] == [
         [{"privacy_id": ids(1)[0].as_py(), "units": 3, "last": 2}]
     ]
 
@@ -105,62 +127,66 @@ def test_users_together_are_let_in_as_each_would_be_alone(tmp_path_factory, past
     assert last(set(range(8))) == sorted(user for each in asked for user in last({each}))
 
 
-@pytest.mark.parametrize("again", [[1, 2], [1], [1, 2, 3], [3]], ids=["the same", "fewer", "more", "others"])
-@pytest.mark.parametrize("is_booked", [False, True])
-def test_asked_again_the_answer_is_the_first_one(tmp_path, again, is_booked):
-    book.Book(tmp_path).admit(PAGE, 3, ids(1, 2))
-    page = dataclasses.replace(PAGE, digest=book.Book(tmp_path).finish(PAGE)) if is_booked else PAGE
-    assert numbers(book.Book(tmp_path).admit(page, 3, ids(*again))) == [1, 2]
+def test_a_book_lies_below_a_path_or_in_an_object_store(place):
+    assert lived(book.Book(place), [[1, 2], [2], [1, 2, 3]]) == [[1, 2], [2], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [([1, 2], [1, 2]), ([1], [1]), ([1, 2, 3], [1, 2]), ([3], [])],
+    ids=["the same", "fewer", "more", "others"],
+)
+def test_whoever_asks_a_booked_page_again_hears_of_nobody_else(tmp_path, again, expected):
+    page = booked(book.Book(tmp_path), PAGE, {3: [1, 2]})
+    assert let_in(book.Book(tmp_path), page, among=again) == expected
+
+
+def test_a_page_that_is_not_booked_tells_nothing(tmp_path):
+    kept = book.Book(tmp_path)
+    booked(kept, PAGE, {3: [1]})
+    with pytest.raises(ValueError, match="is not booked"):
+        kept.admitted(PAGE, 3, ids(1))
+
+
+def test_a_step_that_is_done_again_writes_the_same_file_whatever_the_order_of_users(place):
+    kept = book.Book(place)
+    second = after(booked(kept, PAGE, {3: [5, 1]}))
+    digests = {kept.admit(second, 3, ids(*users)) for users in ([1, 2, 3, 4], [4, 3, 2, 1], [3, 1, 4, 2])}
+    assert len(digests) == 1
+    assert len({kept.finish(second, {3: digest, 4: digest}) for digest in [*digests] * 2}) == 1
+    assert kept.admit(second, 3, ids(1, 2, 3)) not in digests
 
 
 def test_a_shard_that_turns_up_after_its_page_was_booked_lets_nobody_in(tmp_path):
     kept = book.Book(tmp_path)
-    kept.admit(PAGE, 3, ids(1))
-    page = dataclasses.replace(PAGE, digest=kept.finish(PAGE))
-    assert numbers(kept.admit(page, 4, ids(2))) == []
+    page = booked(kept, PAGE, {3: [1]})
+    assert let_in(kept, page, shard=4) == []
 
 
-def test_attempts_that_race_for_a_page_agree(tmp_path):
+def test_attempts_that_race_for_a_page_have_each_their_own_and_the_ledger_chooses(tmp_path):
     with futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda user: numbers(book.Book(tmp_path).admit(PAGE, 3, ids(user))), range(8)))
-    assert all(answer == answers[0] for answer in answers)
-    assert len(answers[0]) == 1
+        pages = list(pool.map(lambda user: booked(book.Book(tmp_path), PAGE, {3: [user]}), range(8)))
+    assert [let_in(book.Book(tmp_path), page) for page in pages] == [[user] for user in range(8)]
+    following = after(pages[5], max_windows_contributed=1)
+    assert let_in(book.Book(tmp_path), booked(book.Book(tmp_path), following, {3: [4, 5]})) == [4]
 
 
-def test_an_attempt_that_was_overtaken_takes_the_others_answer(tmp_path, monkeypatch):
-    """Between its look for the shard's file and its own writing of it, another attempt wrote one."""
-    kept, spend = book.Book(tmp_path), book._spend
-
-    def overtaken(*given):
-        monkeypatch.setattr(book, "_spend", spend)
-        assert numbers(book.Book(tmp_path).admit(PAGE, 3, ids(1, 2))) == [1, 2]
-        return spend(*given)
-
-    monkeypatch.setattr(book, "_spend", overtaken)
-    assert numbers(kept.admit(PAGE, 3, ids(2, 3))) == [1, 2]
-    assert [path.name for path in (tmp_path / "series" / "0").iterdir()] == ["3.arrow"]
-
-
-def test_what_a_stale_attempt_writes_after_the_page_was_booked_is_in_no_later_page(tmp_path):
+def test_what_a_stale_attempt_writes_is_in_no_later_page(tmp_path):
     kept = book.Book(tmp_path)
-    kept.admit(PAGE, 3, ids(1))
-    digest = kept.finish(PAGE)
-    assert numbers(kept.admit(PAGE, 4, ids(2))) == [2]
-    assert kept.finish(PAGE) != digest
-    following = dataclasses.replace(PAGE, number=1, before=(0, digest))
-    assert numbers(kept.admit(following, 4, ids(2))) == [2]
-    spent = [table["units"].to_pylist() for table in kept.spent("series", 1, kept.finish(following))]
-    assert spent == [[1], [1]]
+    page = booked(kept, PAGE, {3: [1]})
+    assert booked(kept, PAGE, {3: [1, 2], 4: [4]}).digest != page.digest
+    assert let_in(kept, page) == [1]
+    following = booked(kept, after(page), {4: [4]})
+    assert [table["units"].to_pylist() for table in kept.spent("series", 1, following.digest)] == [[1], [1]]
 
 
 def test_a_shard_that_a_window_did_not_touch_keeps_what_it_had(tmp_path):
     kept = book.Book(tmp_path)
-    first = dataclasses.replace(PAGE, max_windows_contributed=1)
-    assert numbers(kept.admit(first, 3, ids(1))) == [1]
-    second = dataclasses.replace(first, number=1, before=(0, kept.finish(first)))
-    assert numbers(kept.admit(second, 4, ids(2))) == [2]
-    third = dataclasses.replace(first, number=2, before=(1, kept.finish(second)))
-    assert [numbers(kept.admit(third, shard, ids(user))) for shard, user in ((3, 1), (4, 2), (3, 5))] == [[], [], []]
+    first = booked(kept, dataclasses.replace(PAGE, max_windows_contributed=1), {3: [1]})
+    second = booked(kept, after(first), {4: [2]})
+    third = booked(kept, after(second), {3: [1, 5], 4: [2]})
+    found = [[let_in(kept, page, shard) for shard in (3, 4)] for page in (first, second, third)]
+    assert found == [[[1], []], [[], [2]], [[5], []]]
 
 
 def _delete(path):
@@ -175,89 +201,84 @@ def _empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [_delete, _change, _empty])
+def _older(path):
+    """What the file said before."""
+    path.write_bytes((path.parent.parent / "older" / path.suffix[1:]).read_bytes())
+
+
+@pytest.mark.parametrize("damage", [_delete, _change, _empty, _older])
 @pytest.mark.parametrize("what", ["*.json", "*.arrow"])
 def test_a_book_that_is_not_as_it_was_is_refused(tmp_path, damage, what):
     kept = book.Book(tmp_path)
-    kept.admit(PAGE, 3, ids(1))
-    digest = kept.finish(PAGE)
+    booked(kept, PAGE, {3: [1]})
+    (tmp_path / "series" / "older").mkdir()
+    for path in (tmp_path / "series" / "0").iterdir():
+        path.rename(tmp_path / "series" / "older" / path.suffix[1:])
+    page = booked(kept, PAGE, {3: [1, 2]})
     [path] = (tmp_path / "series" / "0").glob(what)
     damage(path)
+    for ask in (
+        lambda: kept.admit(after(page), 3, ids(1)),
+        lambda: kept.admitted(page, 3, ids(1)),
+        lambda: list(kept.spent("series", 0, page.digest)),
+    ):
+        with pytest.raises(book.BookError, match="Put the book back"):
+            ask()
+
+
+def test_a_file_that_is_gone_from_an_object_store_is_missed(bucket):
+    kept = book.Book(bucket)
+    page = booked(kept, PAGE, {3: [1]})
+    files.delete(files.join(bucket, "series", "0"))
     with pytest.raises(book.BookError, match="Put the book back"):
-        kept.admit(dataclasses.replace(PAGE, number=1, before=(0, digest)), 3, ids(1))
+        kept.admitted(page, 3, ids(1))
 
 
-def test_an_older_copy_of_a_page_is_no_page(tmp_path):
+def test_a_book_that_can_not_be_read_is_not_said_to_be_lost(tmp_path):
     kept = book.Book(tmp_path)
-    lived(kept, [[1], [2]])
-    newest = kept.finish(dataclasses.replace(PAGE, number=1, digest=None, before=None))
-    [older] = (tmp_path / "series" / "0").glob("*.json")
-    (tmp_path / "series" / "1" / f"{newest}.json").write_bytes(older.read_bytes())
-    with pytest.raises(book.BookError):
-        kept.admit(dataclasses.replace(PAGE, number=2, before=(1, newest)), 3, ids(1))
-
-
-def test_an_older_copy_of_a_shard_is_no_shard(tmp_path):
-    kept = book.Book(tmp_path)
-    kept.admit(PAGE, 3, ids(1))
-    second = dataclasses.replace(PAGE, number=1, before=(0, kept.finish(PAGE)))
-    kept.admit(second, 3, ids(1))
-    third = dataclasses.replace(PAGE, number=2, before=(1, kept.finish(second)))
-    older, newest = (tmp_path / "series" / number / "3.arrow" for number in "01")
-    newest.write_bytes(older.read_bytes())
-    with pytest.raises(book.BookError, match="Put the book back"):
-        kept.admit(third, 3, ids(1))
-
-
-@pytest.mark.parametrize("damage", [_delete, _change, _empty])
-@pytest.mark.parametrize("what", ["*.json", "*.arrow"])
-def test_a_retry_of_a_booked_page_that_is_not_as_it_was_is_refused(tmp_path, damage, what):
-    kept = book.Book(tmp_path)
-    kept.admit(PAGE, 3, ids(1))
-    digest = kept.finish(PAGE)
-    [path] = (tmp_path / "series" / "0").glob(what)
-    damage(path)
-    with pytest.raises(book.BookError, match="Put the book back"):
-        kept.admit(dataclasses.replace(PAGE, digest=digest), 3, ids(1))
-    with pytest.raises(book.BookError, match="Put the book back"):
-        list(kept.spent("series", 0, digest))
+    page = booked(kept, PAGE, {3: [1]})
+    path = tmp_path / "series" / "0" / f"{page.digest}.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(book.BookError, match=r"can't be read \(.*directory"):
+        kept.admitted(page, 3, ids(1))
 
 
 def test_a_page_that_was_booked_and_is_gone_is_not_finished_again(tmp_path):
     kept = book.Book(tmp_path)
-    page = dataclasses.replace(PAGE, digest=kept.finish(PAGE))
-    assert kept.finish(page) == page.digest
+    page = booked(kept, PAGE, {})
+    assert kept.finish(page, {}) == page.digest
     kept.delete("series")
     with pytest.raises(book.BookError, match="Put the book back"):
-        kept.finish(page)
-
-
-@pytest.mark.parametrize("damage", [_change, _empty])
-def test_a_damaged_shard_of_a_page_that_was_not_booked_is_refused(tmp_path, damage):
-    kept = book.Book(tmp_path)
-    kept.admit(PAGE, 3, ids(1))
-    damage(tmp_path / "series" / "0" / "3.arrow")
-    with pytest.raises(book.BookError, match="Put the book back"):
-        kept.admit(PAGE, 3, ids(1))
+        kept.finish(page, {})
 
 
 def test_only_the_owner_may_read_it(tmp_path):
     lived(book.Book(tmp_path / "book"), [[1]])
-    modes = {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "book").rglob("*")}
-    assert modes == {True: 0o700, False: 0o600}
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in (tmp_path / "book").rglob("*")}
+    assert modes == {(True, 0o700), (False, 0o600)}
 
 
-def test_pruning_leaves_what_the_newest_page_needs(tmp_path):
-    kept, pages, before = book.Book(tmp_path), [], None
-    for number, shard in enumerate([3, 4, 4, 4]):
-        page = dataclasses.replace(PAGE, number=number, before=before)
-        kept.admit(page, shard, ids(shard))
-        before = (number, kept.finish(page))
-        pages.append(before)
-    spent = [table.to_pylist() for table in kept.spent("series", *pages[-1])]
-    kept.prune("series", [pages[-1]])
-    assert [table.to_pylist() for table in kept.spent("series", *pages[-1])] == spent
-    assert sorted(path.name for path in (tmp_path / "series").iterdir()) == ["0", "3"]
+def test_pruning_leaves_what_the_newest_page_needs(place):
+    kept, page = book.Book(place), PAGE
+    for shard in [3, 4, 4]:
+        now = booked(kept, page, {shard: [shard]})
+        page = after(now)
+    booked(kept, PAGE, {3: [1, 2, 3]})  # never booked by the ledger
+    spent = [table.to_pylist() for table in kept.spent("series", *page.before)]
+    kept.prune("series", [page.before])
+    assert [table.to_pylist() for table in kept.spent("series", *page.before)] == spent
+    assert [len(files.names(files.join(place, "series", number))) for number in "012"] == [1, 0, 2]
+    kept.delete("series")
+    assert files.names(place) == []
+
+
+def test_pruning_leaves_no_empty_directory(tmp_path):
+    kept = book.Book(tmp_path)
+    lived(kept, [[1], [1]])
+    newest = booked(kept, after(booked(kept, PAGE, {3: [1]})), {3: [1]})
+    kept.prune("series", [(1, newest.digest)])
+    assert [path.name for path in (tmp_path / "series").iterdir()] == ["1"]
     kept.delete("series")
     assert list(tmp_path.iterdir()) == []
 
@@ -265,39 +286,35 @@ def test_pruning_leaves_what_the_newest_page_needs(tmp_path):
 @pytest.mark.parametrize("unpublished", [[], [1], [0, 2]], ids=["none", "one", "two"])
 def test_answers_are_the_same_after_pruning_and_the_rest_is_gone(tmp_path, unpublished):
     """Pages that are yet to be published stay, as their retries ask again."""
-    kept, pages, before = book.Book(tmp_path), [], None
+    kept, pages, page = book.Book(tmp_path), [], PAGE
     for number in range(4):
-        page = dataclasses.replace(PAGE, number=number, before=before)
-        kept.admit(page, number % 2, ids(number % 2))
-        before = (number, kept.finish(page))
-        pages.append(dataclasses.replace(page, digest=before[1]))
-    following = dataclasses.replace(PAGE, number=4, before=before)
+        pages.append(booked(kept, page, {number % 2: [number % 2]}))
+        page = after(pages[-1])
 
     def answers() -> list[list[int]]:
-        return [numbers(kept.admit(pages[number], number % 2, ids(7))) for number in [*unpublished, 3]]
+        return [let_in(kept, pages[number], number % 2) for number in [*unpublished, 3]]
 
     seen = answers()
     kept.prune("series", {(number, pages[number].digest) for number in [*unpublished, 3]})
     assert answers() == seen == [[number % 2] for number in [*unpublished, 3]]
     assert {int(path.parent.name) for path in tmp_path.glob("series/*/*.json")} == {*unpublished, 3}
-    assert [numbers(kept.admit(following, shard, ids(shard, 9))) for shard in (0, 1)] == [[9], [9]]
+    last = booked(kept, page, {shard: [shard, 9] for shard in (0, 1)})
+    assert [let_in(kept, last, shard) for shard in (0, 1)] == [[9], [9]]
 
 
 def test_pruning_leaves_the_page_that_is_being_written(tmp_path):
     kept = book.Book(tmp_path)
-    kept.admit(PAGE, 3, ids(1))
-    digest = kept.finish(PAGE)
-    following = dataclasses.replace(PAGE, number=1, before=(0, digest))
-    kept.admit(following, 3, ids(1, 2))
-    kept.prune("series", [(0, digest)])
-    assert numbers(kept.admit(following, 3, ids(5))) == [1, 2]
+    page = booked(kept, PAGE, {3: [1]})
+    written = kept.admit(after(page), 3, ids(1, 2))
+    kept.prune("series", [(0, page.digest)])
+    following = dataclasses.replace(after(page), digest=kept.finish(after(page), {3: written}))
+    assert let_in(kept, following) == [1, 2]
 
 
-def test_deleting_a_series_leaves_the_others(tmp_path):
-    kept, other = book.Book(tmp_path), dataclasses.replace(PAGE, series_id="other")
-    for page in (PAGE, other):
-        kept.admit(page, 3, ids(1))
+def test_deleting_a_series_leaves_the_others(place):
+    kept, other = book.Book(place), dataclasses.replace(PAGE, series_id="other")
+    pages = [booked(kept, page, {3: [1]}) for page in (PAGE, other)]
     for _ in range(2):
         kept.delete("series")
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
-    assert numbers(kept.admit(other, 3, ids(2))) == [1]
+    assert {name.partition("/")[0] for name in files.names(place)} == {"other"}
+    assert let_in(kept, pages[1]) == [1]

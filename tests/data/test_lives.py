@@ -32,7 +32,7 @@ ALONE = 0.15 * CAPACITY
 STEP = st.fixed_dictionaries(
     {
         "job": st.sampled_from(["few", "few", "apart", "apart", "alone"]),
-        "crash": st.sampled_from([None, None, None, "reserved", "half admitted", "admitted", "booked", "drawn"]),
+        "crash": st.sampled_from([None, None, None, "reserved", "half admitted", "admitted", "finished", "booked", "drawn"]),
         "late": st.sets(st.integers(0, USERS - 1), max_size=2),
     }
 )
@@ -81,10 +81,15 @@ class World:
             # Whoever turned up since the last attempt is there now, and stays.
             for user in late:
                 self.active[user].add(number)
-            users = self._admitted(grant, number, crash)
+            there = self._there(number)
+            written = self._written(grant.page, dict(list(there.items())[:1]) if crash == "half admitted" else there)
             if crash in ("half admitted", "admitted"):
                 return
-            assert self.ledger.book(grant.release_id, grant.fence, self.book.finish(grant.page))
+            digest = self.book.finish(grant.page, written)
+            if crash == "finished":
+                return
+            assert self.ledger.book(grant.release_id, grant.fence, digest)
+            users = self._admitted(dataclasses.replace(grant.page, digest=digest), there)
         if crash in ("booked", "drawn"):
             return
         assert self.ledger.publish(grant.release_id, grant.fence, request.attempt)
@@ -94,15 +99,23 @@ class World:
             if series:
                 self.windows[job][user].append(number)
 
-    def _admitted(self, grant: ledger.Grant, number: int, crash: str | None) -> set[int]:
-        found = set()
-        for shard in range(1 if crash == "half admitted" else SHARDS):
+    def _there(self, number: int) -> dict[int, pa.FixedSizeBinaryArray]:
+        """Who has events in a window, by shard."""
+        found = {}
+        for shard in range(SHARDS):
             there = [user for user in range(shard, USERS, SHARDS) if number in self.active[user]]
             if there:
-                ids = pa.array([user.to_bytes(16, "little") for user in there], events.PSEUDONYM)
-                let_in = self.book.admit(grant.page, shard, ids).to_pylist()
-                found |= {int.from_bytes(user, "little") for user in let_in} & set(there)
+                found[shard] = pa.array([user.to_bytes(16, "little") for user in there], events.PSEUDONYM)
         return found
+
+    def _written(self, page: ledger.Page, there: dict[int, pa.FixedSizeBinaryArray]) -> dict[int, str]:
+        if page.digest is not None:
+            return {}
+        return {shard: self.book.admit(page, shard, ids) for shard, ids in there.items()}
+
+    def _admitted(self, page: ledger.Page, there: dict[int, pa.FixedSizeBinaryArray]) -> set[int]:
+        let_in = [user for shard, ids in there.items() for user in self.book.admitted(page, shard, ids).to_pylist()]
+        return {int.from_bytes(user, "little") for user in let_in}
 
 
 @hypothesis.settings(max_examples=40)
@@ -127,7 +140,7 @@ EVERYTHING = [{"job": job, "crash": None, "late": set()} for job in ("few", "apa
 @pytest.mark.parametrize("has_book", [True, False])
 def test_a_user_who_is_always_there_spends_the_budget_and_without_the_book_more(tmp_path, monkeypatch, has_book):
     if not has_book:
-        monkeypatch.setattr(book.Book, "admit", lambda self, page, shard, privacy_ids: privacy_ids)
+        monkeypatch.setattr(book.Book, "admitted", lambda self, page, shard, privacy_ids: privacy_ids)
     world = World(tmp_path, [set(range(WINDOWS)) for _ in range(USERS)])
     for step in EVERYTHING:
         world.step(**step)

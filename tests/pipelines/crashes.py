@@ -34,6 +34,7 @@ BOOK_STEPS: dict[str, tuple[Any, str]] = {
     "admit": (book.Book, "admit"),
     "finish page": (book.Book, "finish"),
     "book": (ledger.Ledger, "book"),
+    "keep": (book.Book, "admitted"),
 }
 """Those that a window with a contribution book goes through besides."""
 

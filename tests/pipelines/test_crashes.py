@@ -48,6 +48,6 @@ def test_a_book_that_admits_anew_on_retry_is_caught(tmp_path, drill, monkeypatch
     path, expected = drill
     job = crashes.fresh(path, "windows", tmp_path)
     assert crashes.killed_at(job, "book", "after", windows=2)
-    monkeypatch.setattr(book.Book, "admit", lambda self, page, shard, privacy_ids: privacy_ids)
+    monkeypatch.setattr(book.Book, "admitted", lambda self, page, shard, privacy_ids: privacy_ids)
     crashes.run(job)
     assert crashes.violations(job, expected["windows"], is_over=True) == ["not what an undisturbed run says"]

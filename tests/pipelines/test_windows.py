@@ -247,8 +247,8 @@ def test_a_window_begun_again_after_a_crash_has_the_users_it_had(tmp_path):
 
 @pytest.mark.parametrize(
     ("owner", "step"),
-    [(book.Book, "admit"), (book.Book, "finish"), (ledger.Ledger, "book"), (ledger.Ledger, "publish")],
-    ids=["admit", "finish page", "book", "publish"],
+    [(book.Book, "admit"), (book.Book, "finish"), (ledger.Ledger, "book"), (book.Book, "admitted"), (ledger.Ledger, "publish")],
+    ids=["admit", "finish page", "book", "keep", "publish"],
 )
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 def test_a_crash_around_the_book_lets_nobody_in_twice(tmp_path, monkeypatch, owner, step, is_done):

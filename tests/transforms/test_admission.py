@@ -10,7 +10,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 
-from data import book, errors, events, ledger
+from data import book, errors, files, ledger
 from runners import direct
 from tests.bench.ledger import CONTRACT, REQUEST
 from tests.transforms.example import contributions, encoded, pseudonym
@@ -141,14 +141,13 @@ def test_a_run_that_lost_the_release_gets_no_leave_and_books_nothing(place):
     assert place.pages() == [None]
 
 
-def test_a_retry_after_a_crash_lets_in_whom_the_book_has_and_nobody_else_of_their_shards(place):
-    """The first attempt died when it had written ann's shard; whoever shares that shard and came later is not in."""
-    shard = {user: bounding.bucket_of(pa.array([pseudonym(user)], events.PSEUDONYM), book.SHARDS) for user in ["ann", *CROWD]}
-    list(admission.admit(contributions(("ann", "a")), [granted(place, 0)], place.book_path, None))
-    others = [user for user in CROWD if shard[user] != shard["ann"]]
-    assert len(others) < len(CROWD)
+def test_a_retry_after_a_crash_before_the_page_was_booked_lets_in_whoever_is_there_now(place):
+    """Of the first attempt's answer nothing was used."""
+    first = granted(place, 0)
+    written = list(admission.admit(contributions(("ann", "a")), [first], place.book_path))
+    book.Book(place.book_path).finish(first.page, dict(written))
     again = granted(place, 0, attempt="second")
-    assert run(place, [again], ["ann", *CROWD]) == (rows_of("ann", *others), [(again.release_id, booked("ann", *others))])
+    assert run(place, [again], ["bob", *CROWD]) == (rows_of("bob", *CROWD), [(again.release_id, booked("bob", *CROWD))])
 
 
 def test_a_retry_after_the_page_was_booked_has_the_same_users(place):
@@ -160,19 +159,72 @@ def test_a_retry_after_the_page_was_booked_has_the_same_users(place):
 # Without Beam
 
 
+def finished(place: Place, grant: ledger.Grant, *buckets: pa.Table | spill.Part) -> list[ledger.Grant]:
+    """The grant, once the page with these buckets' users is booked."""
+    written = [pair for bucket in buckets for pair in admission.admit(bucket, [grant], place.book_path)]
+    return list(admission.finish_page(written, [grant], place.book_path, place.ledger_url))
+
+
 @with_and_without_files
 def test_a_bucket_whose_users_are_all_let_in_stays_where_it_is(place, tmp_path, has_files):
     place = spilling(place, tmp_path, has_files)
     rows = contributions(("ann", "a"), ("ann", "b"))
     bucket = spill.write(place.directory, [rows])[0] if has_files else rows
-    [kept] = admission.admit(bucket, [granted(place, 0)], place.book_path, place.directory)
+    [kept] = admission.keep(bucket, finished(place, granted(place, 0), bucket), place.book_path, place.directory)
     assert kept is bucket
 
 
-@pytest.mark.parametrize("step", [admission.admit, admission.finish_page])
+def test_rows_that_come_when_a_step_is_done_again_are_used_of_booked_users_alone(place):
+    """As when a source has changed since the step was done first."""
+    first, grant = contributions(("ann", "a")), granted(place, 0)
+    bookings = finished(place, grant, first)
+    assert list(admission.admit(contributions(("bob", "a")), [grant], place.book_path)) != []
+    assert list(admission.keep(contributions(("bob", "a")), bookings, place.book_path, None)) == []
+    assert list(admission.keep(first, bookings, place.book_path, None)) == [first]
+
+
+def test_an_attempt_that_wakes_up_late_changes_nothing(place):
+    stale, rows = granted(place, 0), contributions(("ann", "a"))
+    grant = granted(place, 0, attempt="second")
+    bookings = finished(place, grant, rows)
+    with pytest.raises(errors.AlreadyReleasedError):
+        finished(place, stale, contributions(("ann", "a"), ("ann", "b")), contributions(("bob", "a")))
+    assert place.users() == booked("ann")
+    assert list(admission.keep(rows, bookings, place.book_path, None)) == [rows]
+
+
+def test_a_booked_page_is_written_no_more(place):
+    rows = contributions(("ann", "a"))
+    finished(place, granted(place, 0), rows)
+    again = granted(place, 0, attempt="second")
+    assert list(admission.admit(contributions(("bob", "a")), [again], place.book_path)) == []
+    [booking] = finished(place, again, contributions(("bob", "a")))
+    assert booking == again
+    assert place.users() == booked("ann")
+
+
+def test_buckets_that_share_a_shard_are_refused(place):
+    rows = contributions(("ann", "a"))
+    with pytest.raises(ValueError, match="a shard's users are in several buckets"):
+        finished(place, granted(place, 0), rows, rows)
+
+
+@pytest.mark.parametrize("step", ["admit", "finish_page", "keep"])
 def test_a_grant_outside_any_series_admits_nobody(place, step):
-    grant = dataclasses.replace(granted(place, 0), page=None)
-    given = contributions(("ann", "a")) if step is admission.admit else 1
+    grant, rows = dataclasses.replace(granted(place, 0), page=None), contributions(("ann", "a"))
+    steps = {
+        "admit": lambda: admission.admit(rows, [grant], place.book_path),
+        "finish_page": lambda: admission.finish_page([], [grant], place.book_path, place.ledger_url),
+        "keep": lambda: admission.keep(rows, [grant], place.book_path, None),
+    }
     with pytest.raises(ValueError, match="the grant is for a release that is not of a series"):
-        list(step(given, [grant], place.book_path, place.ledger_url))
+        list(steps[step]())
     assert place.pages() == [None]
+
+
+def test_a_book_in_an_object_store_lets_users_in(place, bucket):
+    place = place._replace(book_path=files.join(bucket, "book"), directory=files.join(bucket, "spill"))
+    parts = spill.write(place.directory, [contributions(("ann", "a"))])
+    [booking] = finished(place, granted(place, 0), *parts)
+    assert list(admission.keep(parts[0], [booking], place.book_path, place.directory)) == parts
+    assert place.users() == booked("ann")

@@ -4,9 +4,11 @@ import pathlib
 import stat
 
 import apache_beam as beam
+import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that
 
+from data import files
 from runners import direct
 from tests.transforms.example import contributions, encoded, pseudonym
 from transforms import bounding, spill
@@ -15,9 +17,26 @@ ROWS = contributions(("ann", "a"), ("bob", "b", "buy", 3, 2.0), ("cat", "a"))
 WEIGHTS = {"view": 1.0}
 
 
-def test_tables_come_back_as_they_were(tmp_path):
+@pytest.fixture(params=["path", "object store"])
+def place(request, tmp_path) -> str:
+    """Where rows can wait."""
+    return str(tmp_path) if request.param == "path" else request.getfixturevalue("bucket")
+
+
+def test_tables_come_back_as_they_were(place):
     parts = [ROWS.slice(0, 1), ROWS.slice(1)]
-    assert [spill.read(part) for part in spill.write(str(tmp_path), parts)] == parts
+    assert [spill.read(part) for part in spill.write(place, parts)] == parts
+
+
+def test_large_tables_come_back(place):
+    numbers = pa.table({"n": range(300_000)}).combine_chunks()
+    assert [spill.read(part) for part in spill.write(place, [numbers, numbers])] == [numbers] * 2
+
+
+def test_a_table_that_can_not_be_made_leaves_nothing_in_an_object_store(bucket):
+    with pytest.raises(pa.ArrowInvalid):
+        spill.write(bucket, [ROWS, pa.table({"other": [1]})])
+    assert files.names(bucket) == []
 
 
 def test_a_table_that_never_left_memory_is_given_back():
