@@ -100,12 +100,14 @@ class Book:
         old = [name for name in files.names(folder) if int(name.partition("/")[0]) <= newest]
         for number, names in itertools.groupby(old, lambda name: name.partition("/")[0]):
             there = set(names)
-            for unneeded in there - kept if there & kept else {number}:
-                files.delete(files.join(folder, unneeded))
+            if there & kept:
+                files.delete(*(files.join(folder, unneeded) for unneeded in there - kept))
+            else:
+                files.delete_directory(files.join(folder, number))
 
     def delete(self, series_id: str) -> None:
         """Deletes all of a series."""
-        files.delete(files.join(self._path, series_id))
+        files.delete_directory(files.join(self._path, series_id))
 
     def spent(self, series_id: str, number: int, digest: str) -> Iterator[pa.Table]:
         """Yields what users have spent by a page: tables of SPENT.
