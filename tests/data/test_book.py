@@ -229,7 +229,7 @@ def test_a_book_that_is_not_as_it_was_is_refused(tmp_path, damage, what):
 def test_a_file_that_is_gone_from_an_object_store_is_missed(bucket):
     kept = book.Book(bucket)
     page = booked(kept, PAGE, {3: [1]})
-    files.delete(files.join(bucket, "series", "0"))
+    files.delete_directory(files.join(bucket, "series", "0"))
     with pytest.raises(book.BookError, match="Put the book back"):
         kept.admitted(page, 3, ids(1))
 
