@@ -69,9 +69,15 @@ class _Front(http.server.BaseHTTPRequestHandler):
 
 @dataclasses.dataclass
 class ObjectStore:
-    """An object store with one bucket, whose objects are the files below `directory / "bucket"`. Starts on entering."""
+    """An object store with one bucket: its objects are the files in `directory / "objects" / "bucket"`. Starts on entering.
+
+    Attributes:
+        directory: made if missing.
+        host: the address by which it is found.
+    """
 
     directory: pathlib.Path
+    host: str = _HOST
     _front: http.server.ThreadingHTTPServer = dataclasses.field(init=False, repr=False)
     _key: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16), init=False, repr=False)
     _process: background.Process = dataclasses.field(init=False, repr=False)
@@ -83,7 +89,7 @@ class ObjectStore:
     def environment(self) -> dict[str, str]:
         """The variables by which S3's clients find it, and may use it."""
         return {
-            "AWS_ENDPOINT_URL": f"http://{_HOST}:{self._front.server_port}",
+            "AWS_ENDPOINT_URL": f"http://{self.host}:{self._front.server_port}",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "tests",
             "AWS_SECRET_ACCESS_KEY": self._key,
@@ -110,7 +116,7 @@ class ObjectStore:
         except BaseException:
             self._process.kill()
             raise
-        self._front = http.server.ThreadingHTTPServer((_HOST, 0), functools.partial(_Front, port=port))
+        self._front = http.server.ThreadingHTTPServer((self.host, 0), functools.partial(_Front, port=port))
         threading.Thread(target=self._front.serve_forever, daemon=True).start()
         return self
 

