@@ -4,7 +4,6 @@ import contextlib
 import datetime as dt
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -13,14 +12,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from data import errors
 from pipelines import config, release, stream
 from runners import kafka
-from tests.audit import trial
+from tests.audit import filling, trial
 from tests.pipelines import example, topics
 from tests.pipelines.example import view
 from tests.pipelines.test_topics import figures, outcomes, until, without_noise
@@ -198,21 +196,6 @@ def test_a_live_stream_outlives_its_broker(kafka_jars, flink_jars, tmp_path):
         assert sum("killed" in each for each in done) == KILLS
 
 
-def fill(connection: kafka_client.Connection, topic: str, partition: int, n: int) -> None:
-    """Sends so many events of four days to a partition, in the order of their times, which are their arrivals too."""
-    first, span = topics.milliseconds("2025-01-01T00:00"), DAYS * 86_400_000
-
-    def messages() -> Iterator[dict[str, Any]]:
-        for i in range(n):
-            at = first + span * i // n
-            time_ = dt.datetime.fromtimestamp(at / 1000, dt.UTC).isoformat()[:-6]
-            event = view(f"u{(7919 * i + partition) % 100_003}", "abcd"[i % 4], f"{partition}-{i}", time_)
-            yield {**topics.message(event), "timestamp_ms": at, "partition": partition}
-
-    with kafka_client.producer(connection, compression_type="lz4") as producer:
-        kafka_client.send(producer, topic, messages())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "flags"), [("release", []), ("stream", ["--until", "2025-01-06", *DAILY])])
 def test_a_backlog_is_read_in_bounded_memory(kafka_jars, flink_jars, tmp_path, command, flags):
@@ -223,15 +206,7 @@ def test_a_backlog_is_read_in_bounded_memory(kafka_jars, flink_jars, tmp_path, c
         with kafka.Broker(directory / "kafka") as broker:
             path, topic = topics.write_job(directory, broker)
             job = topics.load(path, *flags[2:])
-            context = multiprocessing.get_context("spawn")
-            fillers = [
-                context.Process(target=fill, args=(topics.connection(broker), topic, partition, n // PARTITIONS))
-                for partition in range(PARTITIONS)
-            ]
-            for filler in fillers:
-                filler.start()
-            for filler in fillers:
-                filler.join()
+            filling.fill_all(topics.connection(broker), topic, PARTITIONS, n // PARTITIONS)
             trial.end(broker, topic, PARTITIONS)
             words = [sys.executable, "-m", f"pipelines.{command}", str(path), *flags]
             peak, begun = 0, time.monotonic()

@@ -13,9 +13,9 @@ share, each written once. `rows` are the files of what was read, for the step th
 selection, counts and co-occurrence, each of which reads them. With --runner.spill=false all of them go through Flink.
 
 **Model.** T(p) = start + serial + parallel / p (Amdahl 1967). `parallel` is the time in which a step runs whose work subtasks
-share, measured with one; the rest is serial, and named by the step that was waited for, each from the end of the one before. What
-the start takes is taken off. Merging grows: each subtask hands on a matrix, counts and scores of its own, which are added up. So
-there is a second forecast, with merging x p. Neither knows that buckets of users are dealt out unevenly: see `shared_steps`.
+share, measured with one; the rest is serial, and named by the step that was waited for, each from the end of the one before.
+What the start takes is taken off. Merging grows: each subtask hands on a matrix, counts and scores of its own, to be added up.
+So there is a second forecast, with merging x p. Neither knows that users' buckets are dealt out unevenly: see `shared_steps`.
 """
 
 import argparse
@@ -205,7 +205,7 @@ def model(full: dict[int, Run], tiny: dict[int, Run]) -> dict[str, Any]:
     }
 
 
-def shares(given: Run) -> dict[str, list[Any]]:
+def shares(given: Run) -> dict[str, str]:
     """The longest of the steps that subtasks share: seconds, and records by subtask."""
     found = parallel(given)
     spans = {
@@ -214,7 +214,7 @@ def shares(given: Run) -> dict[str, list[Any]]:
         if vertex.name in found
     }
     longest = sorted(found, key=lambda name: -spans[name])[:6]
-    return {name: [round(spans[name], 1), *found[name]] for name in longest}
+    return {name: f"{spans[name]:.1f} s, records {found[name]}" for name in longest}
 
 
 def told(given: Run, start: float, events: int) -> dict[str, Any]:
@@ -288,7 +288,8 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name, mock.patch.dict(os.environ, {"XDG_STATE_HOME": name}):
         directory = pathlib.Path(name)
         whole.write_job(directory, max(TINY, arguments.events // 20), ITEMS)
-        print(json.dumps(measure(directory, arguments.events, arguments.rounds, flags, arguments.parallelism or usual)))
+        found = measure(directory, arguments.events, arguments.rounds, flags, arguments.parallelism or usual)
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
