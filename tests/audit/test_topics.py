@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 
@@ -220,3 +221,24 @@ def test_a_backlog_is_read_in_bounded_memory(kafka_jars, flink_jars, tmp_path, c
             peaks[n] = peak
             print(f"{command}: {n} messages in {seconds:.0f} s, {peak / 1e9:.2f} GB at the peak")
     assert peaks[BACKLOG] <= 1.5 * peaks[BACKLOG // 10]
+
+
+def test_a_batch_that_is_made_at_once_is_read_as_any_other(broker):
+    topic, n = f"filled-{uuid.uuid4().hex}", filling.BATCH + 7
+    connection = topics.connection(broker)
+    kafka_client.create_topic(connection, topic, 2)
+    filling.fill(connection, topic, 1, n, milliseconds=filling.DAY, users=1000, is_heavy=True)
+    records = topics.read(broker, topic)
+    assert [record.offset for record in records] == list(range(n))
+    for i in (0, 1, filling.BATCH - 1, n - 1):
+        at = filling.FIRST + filling.DAY * i // n
+        event = json.loads(records[i].value)
+        user = filling.HEAVY if i % 2 == 0 else (7919 * i + 1) % 1000
+        assert (records[i].timestamp, records[i].key) == (at, None)
+        assert topics.milliseconds(event.pop("event_time")) == at
+        assert event == {
+            "event_id": f"001-{i:09}",
+            "privacy_id": f"u{user:07}",
+            "item_id": "abcd"[i % 4],
+            "event_type": "view",
+        }

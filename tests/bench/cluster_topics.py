@@ -50,7 +50,7 @@ class Rows:
     """How many rows wait, or have waited, in a stream's files."""
 
     def __init__(self, job: config.Job):
-        self._directory = store.Store(job.job.store).operator("stream")
+        self._directory = pathlib.Path(store.Store(job.job.store).operator("stream"))
         self._seen: dict[pathlib.Path, int] = {}
 
     def count(self) -> int:
