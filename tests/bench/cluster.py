@@ -15,8 +15,10 @@ selection, counts and co-occurrence, each of which reads them. With --runner.spi
 
 **Model.** T(p) = start + serial + parallel / p (Amdahl 1967). `parallel` is the time in which a step runs whose work subtasks
 share, measured with one; the rest is serial, and named by the step that was waited for, each from the end of the one before.
-What the start takes is taken off. Merging grows: each subtask hands on a matrix, counts and scores of its own, to be added up.
-So there is a second forecast, with merging x p. Neither knows that users' buckets are dealt out unevenly: see `shared_steps`.
+What the start takes is taken off. Merging is among it and grows: each subtask hands on a matrix, counts and scores of its own.
+The matrix is added up by blocks, each by one subtask: with more subtasks than blocks, merging takes p / blocks times as long:
+the second forecast. Neither knows that users' buckets are dealt out unevenly: see `shared_steps`. What a subtask shuffles is a
+p-th of what events take, files included, and what it hands on of its own.
 """
 
 import argparse
@@ -50,6 +52,9 @@ TINY = 1000
 FORECAST = (10, 100)
 _PASSES_ON = "Partition"
 """A step of Flink's that deals records out: it waits for whoever makes them."""
+
+_MERGES = re.compile(r"(\[\d+\])?Release\w+/(Add(Scores|Counts|SumsOfBuckets)/|\{AddSums, )")
+"""The steps that add up what each subtask has found."""
 
 Change = Callable[[pa.Table], pa.Table]
 
@@ -148,8 +153,8 @@ def parallel(given: Run) -> dict[str, list[int]]:
     found = {}
     for vertex in given.vertices:
         records = [each.records for each in vertex.subtasks]
-        # One record is that of one subtask's own sum, whoever adds it to the others.
-        if sum(n > 1 for n in records) > 1 and vertex.name != _PASSES_ON:
+        # One record is a sum of all, whoever has it.
+        if sum(n > 1 for n in records) > 1 and vertex.name != _PASSES_ON and not _MERGES.match(vertex.name):
             found[vertex.name] = records
     return found
 
@@ -178,31 +183,40 @@ def short(name: str) -> str:
     return re.sub(r"\{(.*)\}", lambda several: "{" + ", ".join(sorted(several[1].split(", "))) + "}", found)
 
 
-def model(full: dict[int, Run], tiny: dict[int, Run]) -> dict[str, Any]:
+def model(full: dict[int, Run], tiny: dict[int, Run], events: int) -> dict[str, Any]:
     """The pieces of the model, and what it says."""
+    one, of_one = full[1], tiny[1]
     shared = set(parallel(full[2]))
-    serial, of_start = waited(full[1], shared), waited(tiny[1], shared)
-    of_start["outside of Flink"], serial["outside of Flink"] = tiny[1].outside, full[1].outside
+    serial, of_start = waited(one, shared), waited(of_one, shared)
+    serial["outside of Flink"], of_start["outside of Flink"] = one.outside, of_one.outside
     pieces = {name: max(0.0, seconds - of_start[name]) for name, seconds in serial.items()}
-    start, total = tiny[1].seconds, full[1].seconds
-    in_all = sum(pieces.values())
-    merging = sum(seconds for name, seconds in pieces.items() if re.search("AddScores|AddCounts|AddSumsOf", name))
-    shares = total - start - in_all
+    merging = sum(seconds for name, seconds in pieces.items() if _MERGES.match(name))
+    alone = sum(pieces.values())
+    work = one.seconds - of_one.seconds - alone
+    blocks = max(sum(each.records for each in vertex.subtasks) for vertex in one.vertices if _MERGES.match(vertex.name))
+    a_subtask = full[2].shuffled - one.shuffled
+    an_event = sum(one.spilled.values()) + one.shuffled - a_subtask
 
     def says(p: int) -> dict[str, float]:
-        amdahl = start + in_all + shares / p
-        return {"seconds": round(amdahl, 1), "with_merging": round(amdahl + merging * (p - 1), 1)}
+        amdahl = of_one.seconds + alone + work / p
+        return {
+            "seconds": round(amdahl, 1),
+            "with_merging": round(amdahl + merging * max(0, p / blocks - 1), 1),
+            "megabytes_a_subtask": round((an_event / p + a_subtask) / 1e6, 1),
+        }
 
-    large = sorted(((seconds, name) for name, seconds in pieces.items()), reverse=True)[:8]
+    largest = sorted(pieces, key=lambda name: -pieces[name])[:8]
     return {
-        "start": round(start, 1),
-        "serial": round(in_all, 2),
-        "serial_by_step": {name: round(seconds, 2) for seconds, name in large},
+        "start": round(of_one.seconds, 1),
+        "serial": round(alone, 2),
+        "serial_by_step": {name: round(pieces[name], 2) for name in largest},
         "merging": round(merging, 2),
-        "parallel": round(shares, 1),
+        "blocks": blocks,
+        "parallel": round(work, 1),
+        "shuffle_bytes_a_subtask": a_subtask,
+        "other_shuffle_bytes_an_event": round(an_event / events, 1),
         "says": {p: says(p) for p in (*sorted(full), *FORECAST)},
-        "speed_up_at_most": round((in_all + shares) / max(in_all, 1e-3), 1),
-        "best_parallelism_with_merging": round((shares / max(merging, 1e-3)) ** 0.5),
+        "speed_up_at_most": round((alone + work) / max(alone, 1e-3), 1),
     }
 
 
@@ -253,7 +267,7 @@ def scale(directory: pathlib.Path, events: int, rounds: int, flags: list[str], c
         "start_seconds": {p: round(tiny[p].seconds, 1) for p in counts},
         "runs": {p: told(full[p], tiny[p].seconds, events) for p in counts},
         "speed_up": {p: round(_net(full, tiny, 1) / _net(full, tiny, p), 2) for p in counts},
-        "model": model(full, tiny),
+        "model": model(full, tiny, events),
     }
 
 

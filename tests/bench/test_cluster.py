@@ -13,10 +13,18 @@ def vertex(name: str, *subtasks: tuple[int, float, float]) -> Vertex:
 def test_what_no_shared_step_runs_in_is_named_by_what_was_waited_for():
     read = vertex("read", (4, 1, 3), (4, 1, 4))
     count = vertex("count", (2, 6, 8), (2, 6, 7))
-    steps = [vertex("find", (1, 0, 1)), read, vertex("noise", (1, 4, 5.5), (0, 4, 5.5)), count, vertex("commit", (1, 6, 9))]
+    merge = vertex("[3]ReleaseCounts/AddCounts/{CombinePerKey, UnKey}", (2, 6, 8.5), (2, 6, 8.5))
+    alone = [vertex("find", (1, 0, 1)), vertex("noise", (1, 4, 5.5), (0, 4, 5.5)), vertex("commit", (1, 6, 9))]
+    steps = [read, count, merge, *alone]
     given = cluster.Run(12.0, 10.0, steps, {})
     assert set(cluster.parallel(given)) == {"read", "count"}
-    assert cluster.waited(given, {"read", "count"}) == {"find": 1, "noise": 1.5, "Flink": 1.5, "commit": 1}
+    assert cluster.waited(given, {"read", "count"}) == {
+        "find": 1,
+        "noise": 1.5,
+        "Flink": 1.5,
+        merge.name: 0.5,
+        "commit": 0.5,
+    }
 
 
 @pytest.mark.parametrize(
