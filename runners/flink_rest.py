@@ -55,6 +55,30 @@ class Checkpoints:
 
 
 @dataclasses.dataclass(frozen=True)
+class Subtask:
+    """A vertex's work in one slot: how many records it has read, and when it ran, in seconds from the job's start."""
+
+    records: int
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Vertex:
+    """Steps of a job that run as one.
+
+    Attributes:
+        ways: how what it reads comes to it: "Forward", from the subtask of the same number; else from those of all numbers.
+        read_bytes: by all its subtasks; nothing by those that read a source.
+    """
+
+    name: str
+    ways: frozenset[str]
+    read_bytes: int
+    subtasks: list[Subtask]
+
+
+@dataclasses.dataclass(frozen=True)
 class Flink:
     """A JobManager; every method raises FlinkError where it doesn't answer or refuses, or what answers is no Flink.
 
@@ -110,6 +134,23 @@ class Flink:
     def checkpoints(self, job_id: str) -> Checkpoints:
         return self._ask("GET", f"/jobs/{job_id}/checkpoints", _checkpoints)
 
+    def vertices(self, job_id: str) -> tuple[float, list[Vertex]]:
+        """Returns how many seconds a job took that is over, and what it was made of."""
+
+        def read(found: Mapping[str, Any]) -> tuple[float, list[Vertex]]:
+            ways = {each["id"]: {way["ship_strategy"] for way in each.get("inputs", [])} for each in found["plan"]["nodes"]}
+            began = found["start-time"]
+            return found["duration"] / 1000, [self._vertex(job_id, each, ways[each["id"]], began) for each in found["vertices"]]
+
+        return self._ask("GET", f"/jobs/{job_id}", read)
+
+    def _vertex(self, job_id: str, found: Mapping[str, Any], ways: set[str], began: int) -> Vertex:
+        def read(vertex: Mapping[str, Any]) -> list[Subtask]:
+            return [_subtask(each, began) for each in vertex["subtasks"]]
+
+        subtasks = self._ask("GET", f"/jobs/{job_id}/vertices/{found['id']}", read)
+        return Vertex(found["name"], frozenset(ways), found["metrics"]["read-bytes"], subtasks)
+
     def job_url(self, job_id: str) -> str:
         return f"http://{self._host_and_port}/jobs/{job_id}"
 
@@ -164,6 +205,11 @@ def _checkpoints(found: Mapping[str, Any]) -> Checkpoints:
         dt.timedelta(milliseconds=last["end_to_end_duration"]),
         last["external_path"],
     )
+
+
+def _subtask(found: Mapping[str, Any], began: int) -> Subtask:
+    start = (found["start-time"] - began) / 1000
+    return Subtask(found["metrics"]["read-records"], start, start + found["duration"] / 1000)
 
 
 def _time(milliseconds: int) -> dt.datetime:

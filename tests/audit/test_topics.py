@@ -4,23 +4,22 @@ import contextlib
 import datetime as dt
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from data import errors
 from pipelines import config, release, stream
 from runners import kafka
-from tests.audit import trial
+from tests.audit import filling, trial
 from tests.pipelines import example, topics
 from tests.pipelines.example import view
 from tests.pipelines.test_topics import figures, outcomes, until, without_noise
@@ -198,21 +197,6 @@ def test_a_live_stream_outlives_its_broker(kafka_jars, flink_jars, tmp_path):
         assert sum("killed" in each for each in done) == KILLS
 
 
-def fill(connection: kafka_client.Connection, topic: str, partition: int, n: int) -> None:
-    """Sends so many events of four days to a partition, in the order of their times, which are their arrivals too."""
-    first, span = topics.milliseconds("2025-01-01T00:00"), DAYS * 86_400_000
-
-    def messages() -> Iterator[dict[str, Any]]:
-        for i in range(n):
-            at = first + span * i // n
-            time_ = dt.datetime.fromtimestamp(at / 1000, dt.UTC).isoformat()[:-6]
-            event = view(f"u{(7919 * i + partition) % 100_003}", "abcd"[i % 4], f"{partition}-{i}", time_)
-            yield {**topics.message(event), "timestamp_ms": at, "partition": partition}
-
-    with kafka_client.producer(connection, compression_type="lz4") as producer:
-        kafka_client.send(producer, topic, messages())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "flags"), [("release", []), ("stream", ["--until", "2025-01-06", *DAILY])])
 def test_a_backlog_is_read_in_bounded_memory(kafka_jars, flink_jars, tmp_path, command, flags):
@@ -223,15 +207,7 @@ def test_a_backlog_is_read_in_bounded_memory(kafka_jars, flink_jars, tmp_path, c
         with kafka.Broker(directory / "kafka") as broker:
             path, topic = topics.write_job(directory, broker)
             job = topics.load(path, *flags[2:])
-            context = multiprocessing.get_context("spawn")
-            fillers = [
-                context.Process(target=fill, args=(topics.connection(broker), topic, partition, n // PARTITIONS))
-                for partition in range(PARTITIONS)
-            ]
-            for filler in fillers:
-                filler.start()
-            for filler in fillers:
-                filler.join()
+            filling.fill_all(topics.connection(broker), topic, PARTITIONS, n // PARTITIONS)
             trial.end(broker, topic, PARTITIONS)
             words = [sys.executable, "-m", f"pipelines.{command}", str(path), *flags]
             peak, begun = 0, time.monotonic()
@@ -245,3 +221,24 @@ def test_a_backlog_is_read_in_bounded_memory(kafka_jars, flink_jars, tmp_path, c
             peaks[n] = peak
             print(f"{command}: {n} messages in {seconds:.0f} s, {peak / 1e9:.2f} GB at the peak")
     assert peaks[BACKLOG] <= 1.5 * peaks[BACKLOG // 10]
+
+
+def test_a_batch_that_is_made_at_once_is_read_as_any_other(broker):
+    topic, n = f"filled-{uuid.uuid4().hex}", filling.BATCH + 7
+    connection = topics.connection(broker)
+    kafka_client.create_topic(connection, topic, 2)
+    filling.fill(connection, topic, 1, n, milliseconds=filling.DAY, users=1000, is_heavy=True)
+    records = topics.read(broker, topic)
+    assert [record.offset for record in records] == list(range(n))
+    for i in (0, 1, filling.BATCH - 1, n - 1):
+        at = filling.FIRST + filling.DAY * i // n
+        event = json.loads(records[i].value)
+        user = filling.HEAVY if i % 2 == 0 else (7919 * i + 1) % 1000
+        assert (records[i].timestamp, records[i].key) == (at, None)
+        assert topics.milliseconds(event.pop("event_time")) == at
+        assert event == {
+            "event_id": f"001-{i:09}",
+            "privacy_id": f"u{user:07}",
+            "item_id": "abcd"[i % 4],
+            "event_type": "view",
+        }

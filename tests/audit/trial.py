@@ -130,6 +130,11 @@ def malformed(running: kafka.Broker, topic: str) -> list[tuple[int, int]]:
 
 def memory(pid: int) -> int:
     """Bytes that a process and those that come from it hold."""
+    return sum(memory_of_each(pid).values())
+
+
+def memory_of_each(pid: int) -> dict[int, int]:
+    """Bytes that a process and those that come from it hold, by their numbers."""
     parents, held = {}, {}
     for status in pathlib.Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):  # it ended
@@ -139,4 +144,4 @@ def memory(pid: int) -> int:
     ours, more = {pid}, {pid}
     while more := {child for child, parent in parents.items() if parent in more}:
         ours |= more
-    return sum(held.get(each, 0) for each in ours)
+    return {each: held[each] for each in ours if each in held}

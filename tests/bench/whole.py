@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -59,16 +60,32 @@ STAGES = (
 
 
 def write(directory: pathlib.Path, events: int, users: int, items: int) -> None:
-    """Writes uniform users and Zipf items, a million events at a time, a catalogue, a key and the job file."""
-    rng = np.random.default_rng(0)
-    shares = np.cumsum(1 / np.arange(1, items + 1) ** 0.8)
+    """Writes the world, its key and the job file."""
+    write_job(directory, users, items)
+    writer = None
+    for table in world(events, users, items):
+        writer = writer or pq.ParquetWriter(directory / "events.parquet", table.schema)
+        writer.write_table(table, row_group_size=250_000)
+    if writer:
+        writer.close()
+
+
+def write_job(directory: pathlib.Path, users: int, items: int) -> None:
+    """Writes a catalogue, a key and the job file."""
     titles = pa.array([f"item {i}" for i in range(items)])
     pq.write_table(pa.table({"item_id": [str(i) for i in range(items)], "title": titles}), directory / "items.parquet")
-    writer = None
+    pseudonym.write_key(directory / "pseudonym.key")
+    (directory / "job.toml").write_text(JOB.format(directory=directory, users=users))
+
+
+def world(events: int, users: int, items: int) -> Iterator[pa.Table]:
+    """Yields events of uniform users on Zipf items, a million at a time."""
+    rng = np.random.default_rng(0)
+    shares = np.cumsum(1 / np.arange(1, items + 1) ** 0.8)
     for first in range(0, events, 1_000_000):
         size = min(1_000_000, events - first)
         times = int(START.timestamp() * 1e6) + rng.integers(0, DAYS * 86_400_000_000, size)
-        table = pa.table(
+        yield pa.table(
             {
                 "event_id": pa.array(np.arange(first, first + size)).cast(pa.string()),
                 "privacy_id": pa.array(rng.integers(0, users, size)).cast(pa.string()),
@@ -77,12 +94,6 @@ def write(directory: pathlib.Path, events: int, users: int, items: int) -> None:
                 "event_time": pa.array(times).cast(pa.timestamp("us", "UTC")),
             }
         )
-        writer = writer or pq.ParquetWriter(directory / "events.parquet", table.schema)
-        writer.write_table(table, row_group_size=250_000)
-    if writer:
-        writer.close()
-    pseudonym.write_key(directory / "pseudonym.key")
-    (directory / "job.toml").write_text(JOB.format(directory=directory, users=users))
 
 
 def run(directory: pathlib.Path) -> dict[str, float]:

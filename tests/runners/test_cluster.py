@@ -141,6 +141,10 @@ def test_batch(cluster, tmp_path):
         _ = root | beam.Create([("a", 1), ("b", 2), ("a", 3)]) | beam.GroupByKey() | beam.Map(write)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "[1, 3]", "b": "[2]"}
     assert (root.result.state, states(cluster, "batch")) == ("DONE", ["FINISHED"])
+    seconds, vertices = cluster.rest.vertices(next(job.job_id for job in cluster.rest.jobs() if job.name == "batch"))
+    [grouped] = [vertex for vertex in vertices if vertex.name.startswith("GroupReduce")]
+    assert (grouped.ways, grouped.read_bytes > 0) == ({"Hash Partition on [0]"}, True)
+    assert [(subtask.records, 0 <= subtask.start <= subtask.end <= seconds) for subtask in grouped.subtasks] == [(2, True)]
     assert uploaded(cluster) == []
     assert flink_processes(os.getpid()) == set()
 
