@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from tests.transforms.example import contributions, items, run
+from transforms import bounding
 from transforms.privacy import budget
 from transforms.release import cooccurrence, reference
 
@@ -90,6 +91,22 @@ def test_blocks_have_whole_rows_and_no_more_cells_than_fit(n_items, rows):
     assert blocks[0] == (0, rows, n_items)
     assert [block[0] for block in blocks[1:]] == [block[1] for block in blocks[:-1]]
     assert blocks[-1][1] == n_items
+
+
+@pytest.mark.parametrize("cells", [1, 4, 7, 1 << 16])
+def test_slices_are_parts_of_their_blocks_and_together_the_whole(monkeypatch, cells):
+    monkeypatch.setattr(cooccurrence, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(cooccurrence, "_SLICE_CELLS", cells)
+    rows = contributions(*((user, item) for user, items in (("ann", "abcd"), ("bob", "bd"), ("cat", "ad")) for item in items))
+    kept, whole = items(*"abcd"), np.zeros((4, 4), np.int64)
+    found = list(cooccurrence.partial_sums(rows, kept))
+    for (first, last, _), sums in found:
+        assert (last - first == 1) or (last - first) * 4 <= cells
+        whole[first:last, first:] = sums
+    quantised = cooccurrence.quantise_rows(bounding.user_rows(rows, cooccurrence.kept_items(kept)).weights)
+    expected = cooccurrence.exact_sums(quantised)
+    assert np.array_equal(np.triu(whole), np.triu(expected))
+    assert [block for block, _ in cooccurrence.empty_sums(kept)] == [block for block, _ in found]
 
 
 def test_a_row_is_scaled_over_all_its_blocks(monkeypatch):

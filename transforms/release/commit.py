@@ -1,6 +1,6 @@
 """A release becomes visible once and whole: tables into an attempt, then the ledger names it, then one file does."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -9,10 +9,13 @@ import pyarrow as pa
 from data import errors, ledger, store
 from transforms.release.grant import TAKEN_OVER
 
+_TABLES_A_PART = 64
+"""A matrix comes as slices of 65,536 cells, for which files of their own would be many."""
 
-def write_part(table: pa.Table, name: str, store_path: str, attempt: str) -> str:
-    """Writes a part of a table into the attempt; returns the file's name there."""
-    return store.Store(store_path).write_part(attempt, name, table)
+
+def write_part(tables: Sequence[pa.Table], name: str, store_path: str, attempt: str) -> str:
+    """Writes tables as a part of one into the attempt; returns the file's name there."""
+    return store.Store(store_path).write_part(attempt, name, pa.concat_tables(tables))
 
 
 def commit(
@@ -61,7 +64,9 @@ class CommitRelease(beam.PTransform):
 
     def expand(self, released: Mapping[str, beam.PCollection[pa.Table]]) -> beam.PCollection[str]:
         written = [
-            tables | f"Write_{name}" >> beam.Map(write_part, name, self._store_path, self._attempt).with_output_types(str)
+            tables
+            | f"Batch_{name}" >> beam.BatchElements(_TABLES_A_PART, _TABLES_A_PART)
+            | f"Write_{name}" >> beam.Map(write_part, name, self._store_path, self._attempt).with_output_types(str)
             for name, tables in released.items()
         ]
         return (

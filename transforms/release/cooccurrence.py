@@ -59,6 +59,8 @@ def exact_sums(rows: sp.csr_matrix, first: int = 0, last: int | None = None) -> 
 
 BLOCK_ROWS = 512
 _BLOCK_CELLS = 1 << 22
+_SLICE_CELLS = 1 << 16
+"""Half a megabyte: Flink sorts what it shuffles, and has 1.5 MB for a record where memory is small."""
 MAX_ITEMS = 20_000
 """The largest matrix that was tried: some 200 million sums."""
 MAX_AUTO_ITEMS = 5000
@@ -86,9 +88,16 @@ Block = tuple[int, int, int]
 
 
 def blocks(n_items: int) -> list[Block]:
-    """The matrix as blocks of whole rows."""
+    """The matrix as blocks of whole rows, each of which is computed in one go."""
     rows = max(1, min(BLOCK_ROWS, _BLOCK_CELLS // max(1, n_items)))
     return [(first, min(first + rows, n_items), n_items) for first in range(0, n_items, rows)]
+
+
+def slices(block: Block) -> list[Block]:
+    """A block as smaller ones, each of which is shuffled as one record."""
+    begin, end, n_items = block
+    rows = max(1, _SLICE_CELLS // n_items)
+    return [(first, min(first + rows, end), n_items) for first in range(begin, end, rows)]
 
 
 def kept_items(items: pa.Table) -> pa.Array:
@@ -98,21 +107,25 @@ def kept_items(items: pa.Table) -> pa.Array:
 
 
 def partial_sums(rows: pa.Table, items: pa.Table) -> Iterator[tuple[Block, np.ndarray]]:
-    """Yields one bucket's part of each block of the matrix, from CONTRIBUTIONS and ITEMS."""
+    """Yields one bucket's part of each slice of the matrix, from CONTRIBUTIONS and ITEMS."""
     quantised = quantise_rows(bounding.user_rows(rows, kept_items(items)).weights)
     found = blocks(quantised.shape[1])
     sums = threads.map_ahead(lambda block: exact_sums(quantised, *block[:2]), found)
-    return zip(found, sums, strict=True)
+    for block, of_block in zip(found, sums, strict=True):
+        for part in slices(block):
+            first, last = part[0] - block[0], part[1] - block[0]
+            yield part, of_block[first:last, first:]
 
 
 def empty_sums(items: pa.Table) -> Iterator[tuple[Block, None]]:
-    """Yields each block with nothing in it: it is released whether anybody is in it or not."""
+    """Yields each slice with nothing in it: it is released whether anybody is in it or not."""
     for block in blocks(len(kept_items(items))):
-        yield block, None
+        for part in slices(block):
+            yield part, None
 
 
 class AddSums(beam.CombineFn):
-    """Adds up parts of one block, in place: blocks are large. None is nothing."""
+    """Adds up parts of one slice, in place. None is nothing."""
 
     def create_accumulator(self) -> np.ndarray | None:
         return None
@@ -137,7 +150,7 @@ class AddSums(beam.CombineFn):
 
 
 def release_block(block: tuple[Block, np.ndarray | None], noise_sd: float, source: noise.Source = "chacha") -> pa.Table:
-    """Adds noise to the upper triangle of a block: a table of data.tables.ITEM_PAIRS.
+    """Adds noise to the upper triangle of a block or slice: a table of data.tables.ITEM_PAIRS.
 
     The released vector is (diagonal, sqrt(2) * upper triangle), whose L2 norm is the matrix's Frobenius norm: standard
     deviation `noise_sd` on it is noise_sd on the diagonal and noise_sd / sqrt(2) off it.
@@ -150,7 +163,8 @@ def release_block(block: tuple[Block, np.ndarray | None], noise_sd: float, sourc
     cells = sums[row, col]
     cells[diagonal] += noise.draw(source, int(diagonal.sum()), noise_sd, GRID_BITS)
     cells[~diagonal] += noise.draw(source, int((~diagonal).sum()), noise_sd / math.sqrt(2), GRID_BITS)
-    log.info("released rows %d to %d of the co-occurrence matrix", first, first + len(sums) - 1)
+    if any(last == end for _, end, _ in blocks(n_items)):
+        log.info("released the rows before %d of the co-occurrence matrix", last)
     positions = [(index + first).astype(np.int32) for index in (row, col)]
     return pa.table([*positions, cells * 2.0**-GRID_BITS], schema=tables.ITEM_PAIRS)
 
@@ -161,7 +175,7 @@ class ReleaseCooccurrence(beam.PTransform):
     Unit of protection: one privacy id with everything it did, added or removed. Mechanism: Gaussian on the sum of the users'
     outer products, each of Frobenius norm at most 1 (L2 sensitivity 1 of the vector (diagonal, sqrt(2) * upper triangle)).
 
-    In: CONTRIBUTIONS, one table a bucket, or where it lies. Out: tables of data.tables.ITEM_PAIRS, one a block of rows.
+    In: CONTRIBUTIONS, one table a bucket, or where it lies. Out: tables of data.tables.ITEM_PAIRS, one a slice.
     """
 
     def __init__(self, mechanism: budget.Mechanism, items: beam.PCollection[pa.Table], source: noise.Source = "chacha"):
