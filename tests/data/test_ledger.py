@@ -662,7 +662,7 @@ def test_a_series_changed_behind_the_ledgers_back_is_caught(kept, url, statement
 
 def test_a_ledger_from_before_there_were_series_is_brought_up_to_date(kept, url):
     kept.reserve(REQUEST)
-    for statement in ("drop table pages", "drop table series", "drop table leases"):
+    for statement in ("drop table pages", "drop table series", "drop table leases", "drop table versions"):
         tamper(url, statement)
     tamper(url, "update alembic_version set version_num = '0001'")
     opened = ledger.Ledger(url)
@@ -673,12 +673,28 @@ def test_a_ledger_from_before_there_were_series_is_brought_up_to_date(kept, url)
 
 def test_a_series_from_before_windows_slid_goes_on(kept, url):
     booked(kept, window(1))
-    tamper(url, "alter table series drop column step_seconds")
+    for statement in ("alter table series drop column step_seconds", "drop table versions"):
+        tamper(url, statement)
     tamper(url, "update alembic_version set version_num = '0002'")
     opened = ledger.Ledger(url)
     booked(opened, window(2))
     opened.verify()
     assert [page["number"] for page in opened.series("shop")[0]["pages"]] == [0, 1]
+
+
+# Versions of a database in an object store
+
+
+def test_a_version_is_active_only_in_place_of_the_one_before_it(kept):
+    first, second, late = (ledger.Version(number, f"{number}.duckdb", str(number) * 64) for number in (1, 2, 2))
+    assert kept.active("shop/job") is None
+    assert not kept.activate("shop/job", second)
+    assert kept.activate("shop/job", first)
+    assert not kept.activate("shop/job", first)
+    assert kept.activate("shop/job", second)
+    assert not kept.activate("shop/job", late._replace(file="late.duckdb"))
+    assert (kept.active("shop/job"), kept.active("another")) == (second, None)
+    kept.verify()
 
 
 # Leases
