@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from data import tables
 from data.catalogue import Catalogue
-from models import features, hybrid, spectral
+from models import features, hybrid, ranking, spectral
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def recommend(ids: list[str], item: np.ndarray, history: np.ndarray, bias: np.nd
         scores = history[start : start + hybrid.CHUNK] @ item.T + bias
         own = np.arange(start, start + len(scores))
         scores[np.arange(len(scores)), own] = -np.inf
-        top = _best(scores, top_k)
+        top = ranking.best(scores, top_k)
         chunks.append(
             pa.table(
                 [
@@ -169,19 +169,6 @@ def recommend(ids: list[str], item: np.ndarray, history: np.ndarray, bias: np.nd
             )
         )
     return pa.concat_tables(chunks)
-
-
-def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Returns the columns of each row's k best, best first, equal scores by column. (rows, k)."""
-    if k == 0:
-        return np.empty((len(scores), 0), np.int64)
-    worst = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    # Cells above the k-th best, then as many of its equals as still fit, the lowest columns first.
-    above, equal = scores > worst, scores == worst
-    chosen = above | (equal & (np.cumsum(equal, axis=1) <= k - above.sum(1, keepdims=True)))
-    columns = chosen.nonzero()[1].reshape(len(scores), k)
-    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)
 
 
 def _check_items(items: pa.Table) -> list[str]:

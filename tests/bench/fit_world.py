@@ -17,7 +17,8 @@ import pyarrow.csv
 import scipy.sparse as sp
 
 from data.synthetic import World
-from models.evaluation import Scores, Split, recall_at_k, split_users
+from models.ranking import Scores
+from tests.bench.quality import Split, recall, split_users
 
 REFERENCE_USERS = 603
 """Users of ml-latest-small with at least `MIN_POSITIVES` ratings of `POSITIVE` or more."""
@@ -82,7 +83,7 @@ def recalls(split: Split) -> dict[str, float]:
     pairs_of_normalised = eigenpairs(sp.diags(1 / np.sqrt(lengths)) @ train)
     for rank, lam in itertools.product(RANKS, SHRINKS):
         scores[f"spectral rank {rank} shrink {lam:g}"] = spectral(*pairs_of_normalised, rank, lam)
-    return {name: float(recall_at_k(score, split.history, split.held).mean()) for name, score in scores.items()}
+    return {name: recall(score, split) for name, score in scores.items()}
 
 
 def describe(matrices: collections.abc.Sequence[sp.csr_matrix], splits: int) -> dict[str, float | str]:

@@ -28,7 +28,7 @@ from scipy import stats
 
 from data import synthetic, tables
 from data.catalogue import Catalogue, FeatureKind
-from models import evaluation, spectral, training
+from models import evaluation, ranking, spectral, training
 from transforms.privacy import budget
 from transforms.release import cooccurrence, selection
 
@@ -47,6 +47,14 @@ class Data(NamedTuple):
     rows: sp.csr_matrix
     catalogue: Catalogue
     real: bool
+
+
+class Split(NamedTuple):
+    """Whole users are held out. All matrices are (n_users, n_items)."""
+
+    train: sp.csr_matrix
+    history: sp.csr_matrix
+    held: sp.csr_matrix
 
 
 class Release(NamedTuple):
@@ -116,22 +124,50 @@ def release(rows: sp.csr_matrix, ids: list[str], total: budget.Budget, max_items
     return Release(pa.table(columns, schema=tables.ITEMS), matrix, sigma / math.sqrt(2))
 
 
-def fold_in(item: np.ndarray, history: np.ndarray, bias: np.ndarray | float, columns: np.ndarray) -> evaluation.Scores:
-    """Scores as the macro `recommend` does: mean of the history's embeddings; items outside `columns` come last."""
+def split_users(
+    interactions: sp.csr_matrix,
+    held_out_users: int,
+    rng: np.random.Generator,
+    min_items: int = 5,
+    held_share: float = 0.2,
+) -> Split:
+    """Takes users with at least `min_items` items out of training and hides `held_share` of each one's items.
 
-    def score(seen: sp.csr_matrix) -> np.ndarray:
-        part = seen[:, columns].tocsr()
-        lengths = np.maximum(np.asarray(part.sum(1)), 1)
-        scores = np.full(seen.shape, -np.finfo(np.float32).max, np.float32)
-        scores[:, columns] = (part @ history) / lengths @ item.T + bias
-        return scores
+    As `models.splits.by_users`, but with an exact number of users, by the seeds that docs/model.md's figures are of.
 
-    return score
+    Raises:
+        ValueError: fewer than `held_out_users` users have `min_items` items.
+    """
+    lengths = np.diff(interactions.indptr)
+    eligible = np.flatnonzero(lengths >= min_items)
+    if len(eligible) < held_out_users:
+        raise ValueError(
+            f"split_users: held_out_users is {held_out_users}, but only {len(eligible)} users have {min_items} items."
+        )
+    chosen = np.zeros(len(lengths), bool)
+    chosen[rng.choice(eligible, held_out_users, replace=False)] = True
+    test = interactions[chosen].tocoo()
+    # Rank each user's items in random order; the first share of them is hidden.
+    order = np.lexsort((rng.random(test.nnz), test.row))
+    sizes = np.bincount(test.row, minlength=test.shape[0])
+    rank = np.empty(test.nnz, np.int64)
+    rank[order] = np.arange(test.nnz) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    hidden = rank < np.maximum(1, (sizes * held_share).astype(int))[test.row]
+
+    def part(mask: np.ndarray) -> sp.csr_matrix:
+        return sp.csr_matrix((test.data[mask], (test.row[mask], test.col[mask])), shape=test.shape)
+
+    return Split(interactions[~chosen], part(~hidden), part(hidden))
+
+
+def recall(score: ranking.Scores, split: Split, k: int = 20) -> float:
+    """Returns the mean Recall@k of the held-out users."""
+    return float(evaluation.recall_at_k(ranking.rank(score, split.history, k), split.held).mean())
 
 
 def private_models(
     data: Data, released: Release, all_epochs: list[int], seed: int
-) -> collections.abc.Iterator[tuple[str, evaluation.Scores]]:
+) -> collections.abc.Iterator[tuple[str, ranking.Scores]]:
     """Yields names and scores of the models trained on the released tables alone."""
     place = {item: column for column, item in enumerate(data.catalogue.item_ids)}
     columns = np.array([place[item] for item in released.items["item_id"].to_pylist()])
@@ -141,17 +177,17 @@ def private_models(
     yield "popularity", lambda seen: np.tile(popularity, (seen.shape[0], 1))
     kept = len(released.matrix)
     closed = spectral.fit(released.matrix, scores[:kept], released.noise_sd)
-    yield "spectral, kept items", fold_in(closed.item, closed.history, 0.0, columns[:kept])
+    yield "spectral, kept items", ranking.fold_in(closed.item, closed.history, 0.0, columns[:kept])
     pairs = released.pairs()
     for epochs in all_epochs:
         settings = training.Settings(epochs=epochs, seed=seed)
         trained = training.train(released.items, pairs, released.noise_sd, data.catalogue, settings).embeddings
         where = np.array([place[item] for item in trained["item_id"].to_pylist()])
         item, history = (np.array(trained[name].to_pylist()) for name in ("embedding", "history_embedding"))
-        yield f"LightFM, {epochs} epochs", fold_in(item, history, trained["bias"].to_numpy(), where)
+        yield f"LightFM, {epochs} epochs", ranking.fold_in(item, history, trained["bias"].to_numpy(), where)
 
 
-def public_models(split: evaluation.Split) -> collections.abc.Iterator[tuple[str, evaluation.Scores]]:
+def public_models(split: Split) -> collections.abc.Iterator[tuple[str, ranking.Scores]]:
     """Yields models without privacy over all items: EASE (Steck 2019) and spectral ones, for each regulariser."""
     rows = split.train.astype(np.float64)
     n = rows.shape[1]
@@ -166,14 +202,14 @@ def public_models(split: evaluation.Split) -> collections.abc.Iterator[tuple[str
     gram = (scaled.T @ scaled).toarray()
     for rank in FACTOR_RANKS:
         own = spectral.fit(gram, scores, 0.0, rank)
-        yield f"factor model, rank {rank}", fold_in(own.item, own.history, 0.0, every)
+        yield f"factor model, rank {rank}", ranking.fold_in(own.item, own.history, 0.0, every)
     values, vectors = scipy.linalg.eigh(gram, subset_by_index=(max(0, n - LOW_RANK), n - 1))
     for penalty in LOW_RANK_PENALTIES:
         item = vectors * np.sqrt(np.maximum(values, 0) / (np.maximum(values, 0) + penalty))
-        yield f"spectral, penalty {penalty}", fold_in(item, item, 0.0, every)
+        yield f"spectral, penalty {penalty}", ranking.fold_in(item, item, 0.0, every)
         # EASE in closed form on the low-rank matrix: no item recommends itself.
         apart = item / np.maximum(1 - (item**2).sum(1, keepdims=True), 0.05)
-        yield f"low-rank EASE, penalty {penalty}", fold_in(apart, item, 0.0, every)
+        yield f"low-rank EASE, penalty {penalty}", ranking.fold_in(apart, item, 0.0, every)
 
 
 def ease(gram: np.ndarray, penalty: float) -> np.ndarray:
@@ -190,19 +226,16 @@ def measure(data: Data, arguments: argparse.Namespace, seed: int) -> dict[str, f
     """Returns Recall@20 by model for one seed of the split, the noise and, if synthetic, the world."""
     n_users = data.rows.shape[0]
     held_out = int(HELD_OUT_SHARE * n_users) if data.real else HELD_OUT_SYNTHETIC
-    split = evaluation.split_users(data.rows, held_out, np.random.default_rng([seed, 0]))
-
-    def recall(scores: evaluation.Scores) -> float:
-        return float(evaluation.recall_at_k(scores, split.history, split.held).mean())
+    split = split_users(data.rows, held_out, np.random.default_rng([seed, 0]))
 
     total = budget.Budget(arguments.epsilon, arguments.delta)
     released = release(split.train, data.catalogue.item_ids, total, arguments.max_items, seed)
     results = {"items kept": float(len(released.matrix))}
     for name, scores in private_models(data, released, arguments.epochs, seed):
-        results[name] = recall(scores)
+        results[name] = recall(scores, split)
     print(f"  seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()), flush=True)
     if arguments.without_privacy:
-        public = {name: recall(scores) for name, scores in public_models(split)}
+        public = {name: recall(scores, split) for name, scores in public_models(split)}
         best = max(public, key=lambda name: public[name])
         print(f"  best without privacy, seed {seed}: {best}, {public[best]:.4f}")
         results["without privacy, best"] = public[best]

@@ -23,7 +23,7 @@ import scipy.sparse as sp
 
 from data import synthetic, tables
 from data.catalogue import Catalogue, FeatureKind
-from models import evaluation, training
+from models import training
 from tests.bench import quality
 from transforms.privacy import budget
 from transforms.release import cooccurrence, selection
@@ -90,7 +90,7 @@ def window_counts(month: Month, among: np.ndarray, max_partitions: int) -> np.nd
 def measure(month: Month, arguments: argparse.Namespace, most: int | None, seed: int) -> dict[str, float]:
     """One way of charging: None charges every window in full to everybody."""
     rng = np.random.default_rng([seed, 2])
-    split = evaluation.split_users(month.rows[month.trained :], quality.HELD_OUT_SYNTHETIC, np.random.default_rng([seed, 0]))
+    split = quality.split_users(month.rows[month.trained :], quality.HELD_OUT_SYNTHETIC, np.random.default_rng([seed, 0]))
     is_trained = month.user < month.trained
     among = is_trained & (first_windows(month, most) if most else True)
     total = budget.Budget(arguments.epsilon, arguments.delta)
@@ -125,7 +125,7 @@ def measure(month: Month, arguments: argparse.Namespace, most: int | None, seed:
     released = quality.Release(pa.table(columns, schema=tables.ITEMS), matrix[np.ix_(order, order)], sd / math.sqrt(2))
     data = quality.Data(month.rows, month.catalogue, real=False)
     for name, score in quality.private_models(data, released, [training.Settings.epochs], seed):
-        results[f"Recall@20, {name}"] = float(evaluation.recall_at_k(score, split.history, split.held).mean())
+        results[f"Recall@20, {name}"] = quality.recall(score, split)
     return results
 
 

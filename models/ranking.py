@@ -1,0 +1,67 @@
+"""From scores to ranked lists: the best items for each user, those of the user's history left out."""
+
+import collections.abc
+
+import numpy as np
+import scipy.sparse as sp
+
+Scores = collections.abc.Callable[[sp.csr_matrix], np.ndarray]
+"""Histories (n_users, n_items) in, scores (n_users, n_items) out; -inf: this item can't be recommended."""
+
+NO_ITEM = -1
+"""Fills a list up where there are fewer items to recommend than places."""
+
+_USERS_AT_ONCE = 1_000
+
+
+def fold_in(item: np.ndarray, history: np.ndarray, bias: np.ndarray | float, columns: np.ndarray) -> Scores:
+    """Scores as the macro `recommend` does: the mean of the history's embeddings, by the items' own, and the bias.
+
+    Args:
+        item: (n, d), of the items to rank.
+        history: (n, d), of the items of a history.
+        bias: (n,), or one number.
+        columns: (n,), where in the matrices these items are; items elsewhere can't be recommended.
+    """
+
+    def score(seen: sp.csr_matrix) -> np.ndarray:
+        part = seen[:, columns].tocsr()
+        lengths = np.maximum(np.asarray(part.sum(1)), 1)
+        scores = np.full(seen.shape, -np.inf, np.float32)
+        scores[:, columns] = (part @ history) / lengths @ item.T + bias
+        return scores
+
+    return score
+
+
+def rank(score: Scores, histories: sp.csr_matrix, k: int) -> np.ndarray:
+    """Returns each user's k best items, best first, int64 (n_users, k); equal scores by column, NO_ITEM in empty places.
+
+    Args:
+        score: see Scores.
+        histories: (n_users, n_items), ones; what is in them isn't recommended.
+        k: positive.
+    """
+    lists = np.full((histories.shape[0], k), NO_ITEM, np.int64)
+    width = min(k, histories.shape[1])
+    for start in range(0, len(lists), _USERS_AT_ONCE):
+        seen = histories[start : start + _USERS_AT_ONCE]
+        scores = np.array(score(seen), np.float32)
+        scores[seen.nonzero()] = -np.inf
+        top = best(scores, width)
+        is_shown = np.take_along_axis(scores, top, axis=1) > -np.inf
+        lists[start : start + len(top), :width] = np.where(is_shown, top, NO_ITEM)
+    return lists
+
+
+def best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Returns the columns of each row's k best, best first, equal scores by column. (rows, k)."""
+    if k == 0:
+        return np.empty((len(scores), 0), np.int64)
+    worst = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    # Cells above the k-th best, then as many of its equals as still fit, the lowest columns first.
+    above, equal = scores > worst, scores == worst
+    chosen = above | (equal & (np.cumsum(equal, axis=1) <= k - above.sum(1, keepdims=True)))
+    columns = chosen.nonzero()[1].reshape(len(scores), k)
+    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
