@@ -98,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     given.add_argument("--serve", type=_port, metavar="PORT", help="Prometheus metrics on 127.0.0.1, until SIGTERM")
     state_of.set_defaults(command=_status, takes_flags=True)
     _add_budget(commands.add_parser("budget", help="what may be spent, and what was", allow_abbrev=False))
+    measure = commands.add_parser(
+        "evaluate", help="how good recommendations are, on public or synthetic events", allow_abbrev=False
+    )
+    measure.add_argument("job", type=Path, metavar="JOB.toml")
+    measure.add_argument("--split", choices=("users", "time"), default="users", help="what the model doesn't see")
+    measure.add_argument("--k", type=_count, default=20, metavar="N", help="recommendations a user")
+    measure.add_argument("--format", choices=("text", "json"), default="text")
+    measure.set_defaults(command=_evaluate, takes_flags=True)
     ask = commands.add_parser("query", help="query the published database with SQL", allow_abbrev=False)
     ask.add_argument("sql", metavar="SQL")
     ask.add_argument("--store", type=Path, help="default: the store published to last on this machine")
@@ -376,6 +384,13 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> None:
     job = _own_flags_only(arguments, flags)
     publish.run(job)
     _remember(job)
+
+
+def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import evaluate
+
+    found = evaluate.run(_own_flags_only(arguments, flags), arguments.split, arguments.k)
+    print(evaluate.as_json(found) if arguments.format == "json" else "\n".join(evaluate.as_text(found)))
 
 
 def _own_flags_only(arguments: argparse.Namespace, flags: list[str]) -> "config.Job":

@@ -406,6 +406,15 @@ class KafkaSection(_Section):
         return self
 
 
+class EvaluationSection(_Section):
+    """[evaluation]: whose data the events are, and what of them `sottovoce evaluate` keeps from the model."""
+
+    data: Literal["private", "public", "synthetic"] = "private"
+    held_out_share: Share = 0.2
+    test_start: Time | None = None
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
 class PublishSection(_Section):
     """[publish]: the DuckDB versions."""
 
@@ -465,6 +474,7 @@ class Job(pydantic_settings.BaseSettings):
     counts: CountsSection = CountsSection()
     cooccurrence: CooccurrenceSection = CooccurrenceSection()
     model: ModelSection = ModelSection()
+    evaluation: EvaluationSection = EvaluationSection()
     publish: PublishSection = PublishSection()
     runner: RunnerSection = RunnerSection()
     alerts: AlertsSection = AlertsSection()

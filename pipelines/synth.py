@@ -35,6 +35,9 @@ size = "all"
 start = {start}
 end = {end}
 slack_seconds = 86400.0
+
+[evaluation]
+data = "synthetic"
 """
 
 log = logging.getLogger(__name__)

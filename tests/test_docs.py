@@ -78,6 +78,7 @@ def test_every_command_and_macro_is_in_the_readme():
         "schedule",
         "status",
         "budget",
+        "evaluate",
         "query",
         "pull",
         "key",

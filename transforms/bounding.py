@@ -209,7 +209,7 @@ def bound_partitions(rows: pa.Table, partition: Iterable[str], max_partitions_co
         return rows
     crowded = np.repeat(is_crowded, sizes)
     index, sizes = np.flatnonzero(crowded), sizes[is_crowded]
-    hashed = _user_hash(codes.values(rows, "privacy_id"))[user[index]]
+    hashed = user_hash(codes.values(rows, "privacy_id"))[user[index]]
     for column in partition:
         hashes = keyed_hash.keyed_hash(codes.values(rows, column), key)[:, 0]
         hashed = _mix(hashed ^ hashes[codes.codes(rows, column)[index]])
@@ -285,10 +285,10 @@ def bucket_of(privacy_ids: pa.FixedSizeBinaryArray, buckets: int) -> int:
 
 def _buckets(privacy_ids: pa.FixedSizeBinaryArray, buckets: int) -> np.ndarray:
     # Numbers of 16 bits are sorted by counting.
-    return (_user_hash(privacy_ids) % np.uint64(buckets)).astype(np.uint16)
+    return (user_hash(privacy_ids) % np.uint64(buckets)).astype(np.uint16)
 
 
-def _user_hash(privacy_ids: pa.FixedSizeBinaryArray) -> np.ndarray:
+def user_hash(privacy_ids: pa.FixedSizeBinaryArray) -> np.ndarray:
     """The first 8 of each pseudonym's 16 bytes, uint64."""
     words = np.frombuffer(privacy_ids.buffers()[1], "<u8")
     return words[2 * privacy_ids.offset :][: 2 * len(privacy_ids) : 2]

@@ -107,6 +107,7 @@ def test_a_least_job_file_gets_the_defaults(path):
         },
         "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar", "noise": "chacha"},
         "model": {"retrain": None, "rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
+        "evaluation": {"data": "private", "held_out_share": 0.2, "test_start": None, "seed": 0},
         "publish": {"keep_versions": 5},
         "runner": {
             "kind": "direct",

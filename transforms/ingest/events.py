@@ -75,6 +75,11 @@ class DecodeBatches(beam.DoFn):
 class ReadAndDecode(DecodeBatches):
     """Reads a fragment of files and decodes it."""
 
+    def read(self, fragment: sources.Fragment) -> Iterator[tuple[pa.Table, decode.Decoded]]:
+        """Yields batches and what is in them, in order."""
+        rules = self.decoding.rules
+        return self.decoded(fragment.path, sources.read(fragment, rules.source_columns, rules.repetitive_columns))
+
     def process(
         self, fragment: sources.Fragment
     ) -> Iterator[
@@ -82,9 +87,8 @@ class ReadAndDecode(DecodeBatches):
         | beam.pvalue.TaggedOutput[Literal["dead_letters"], str]
         | beam.pvalue.TaggedOutput[Literal["outcomes"], dict[str, int]]
     ]:
-        first, rules = fragment.first, self.decoding.rules
-        batches = sources.read(fragment, rules.source_columns, rules.repetitive_columns)
-        for batch, decoded in self.decoded(fragment.path, batches):
+        first = fragment.first
+        for batch, decoded in self.read(fragment):
             yield from self.outputs(decoded, map(json.dumps, decoded.dead_letters.to_pylist()))
             log.info("read rows %d to %d of %s", first, first + batch.num_rows - 1, fragment.path)
             first += batch.num_rows

@@ -164,7 +164,7 @@ def release_block(block: tuple[Block, np.ndarray | None], noise_sd: float, sourc
     cells[diagonal] += noise.draw(source, int(diagonal.sum()), noise_sd, GRID_BITS)
     cells[~diagonal] += noise.draw(source, int((~diagonal).sum()), noise_sd / math.sqrt(2), GRID_BITS)
     if any(last == end for _, end, _ in blocks(n_items)):
-        log.info("released the rows before %d of the co-occurrence matrix", last)
+        log.info("the rows before %d of the co-occurrence matrix have their noise", last)
     positions = [(index + first).astype(np.int32) for index in (row, col)]
     return pa.table([*positions, cells * 2.0**-GRID_BITS], schema=tables.ITEM_PAIRS)
 

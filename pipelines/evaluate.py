@@ -1,0 +1,350 @@
+"""How good the job's recommendations are, on events that nobody's privacy hangs on: public or synthetic ones.
+
+The model in the store has read everybody, so also those from whom items are hidden here: what it recommends to them it may know
+from them. It is not what is measured. The command takes the users (or the time) to be asked about out, makes of the others a
+release as the job would, by the release's own functions and with the noise of the job's budget, and trains on that as the job
+does. Nothing of it is kept, charged or published. The job's own release has more users, and should be a little better.
+
+The figures are exact, and so for data that are nobody's secret alone: on private data each would be a query to be charged.
+"""
+
+import dataclasses
+import datetime as dt
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+
+from data import errors, tables
+from data.catalogue import Catalogue
+from models import evaluation, features, ranking, splits, training
+from pipelines import config, plan, source
+from transforms import bounding
+from transforms.ingest import decode, events
+from transforms.privacy import budget
+from transforms.release import cooccurrence, selection
+
+SplitBy = Literal["users", "time"]
+
+TEST_SHARE = 0.2
+"""Of the interactions, those in the test of a split by time where the job names no time."""
+POPULARITY, WITHOUT_NOISE = "popularity", "without noise"
+NO_NOISE = 1e-6
+"""The noise multiplier of the model "without noise": the same steps, and nothing that anybody could see of it."""
+
+log = logging.getLogger(__name__)
+
+
+class Report(NamedTuple):
+    """What was found.
+
+    Attributes:
+        facts: what was evaluated, and how.
+        metrics: by metric and model; coverage is one figure of all users together and has no interval.
+        slices: by slice: how many items it has, from how many users any of them is hidden, and the recall of these by model.
+    """
+
+    facts: dict[str, Any]
+    metrics: dict[str, dict[str, evaluation.Interval | float]]
+    slices: dict[str, tuple[int, int, dict[str, evaluation.Interval | None]]]
+
+
+class _Release(NamedTuple):
+    """ITEMS, ITEM_PAIRS and the noise off the matrix's diagonal."""
+
+    items: pa.Table
+    pairs: pa.Table
+    noise_sd: float
+
+
+class _Asked(NamedTuple):
+    """Those who are asked: matrices (n_users, n_items) of ones; and what the models have been trained on."""
+
+    history: sp.csr_matrix
+    hidden: sp.csr_matrix
+    train: sp.csr_matrix
+
+
+def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
+    """Trains on a part of the job's events and measures recommendations against the rest.
+
+    Raises:
+        config.JobFileError: the job says that its data are private, or isn't one over whole files.
+        errors.RefusedError: too many rows are malformed.
+        errors.BadInputError: there is nobody to ask. And what `source.find` and `source.load_catalogue` raise.
+    """
+    _check(job)
+    public = source.load_catalogue(job)
+    public_ids = None if public is None else public.table["item_id"].combine_chunks()
+    batches = _read(job, public_ids)
+    ids = public_ids if public_ids is not None else _distinct_items(batches)
+    rows = _numbered(batches, ids)
+    met = splits.first_meetings(*rows)
+    split, is_train, how = _split(job, split_by, met, rows)
+    asked = _asked(met, split, len(ids))
+    log.info("training on %d users, asking %d", asked.train.shape[0], asked.hidden.shape[0])
+    trained_on = _contributions(job, batches, is_train)
+    planned = plan.plan(job, public_ids)
+    place = {item: number for number, item in enumerate(ids.to_pylist())}
+    release = _release(planned, trained_on)
+    scores = {
+        POPULARITY: _by_popularity(release.items, place),
+        f"epsilon {planned.total.total_epsilon:g}": _model(job, release, public, place),
+        WITHOUT_NOISE: _model(job, _release(_without_noise(planned), trained_on), public, place),
+    }
+    lists = {name: ranking.rank(score, asked.history, k) for name, score in scores.items()}
+    vectors, alike = _vectors(public, asked.train)
+    facts = {
+        "data": job.evaluation.data,
+        "data_set": job.job.data_set,
+        "split": split_by,
+        **how,
+        "k": k,
+        "total_epsilon": planned.total.total_epsilon,
+        "total_delta": planned.total.total_delta,
+        "items": len(ids),
+        "items_kept": len(cooccurrence.kept_items(release.items)),
+        "users_trained_on": asked.train.shape[0],
+        "users_asked": asked.hidden.shape[0],
+        "items_hidden": asked.hidden.nnz,
+        "diversity_of": alike,
+    }
+    return Report(facts, _metrics(lists, asked, vectors), _slices(lists, asked))
+
+
+def _check(job: config.Job) -> None:
+    if job.evaluation.data == "private":
+        raise config.JobFileError(
+            'evaluation.data = "private" (the default): on private data an evaluation is a query, which has to be released '
+            "with noise and charged to the users' budget; that is not built yet. If the events are nobody's secret, the job "
+            'file must say so: [evaluation] data = "public", or "synthetic".'
+        )
+    if job.source.kind == "kafka":
+        raise config.JobFileError('evaluate: source.kind = "kafka": it reads files alone.')
+    if job.window.size != "all":
+        raise config.JobFileError(
+            f"evaluate: window.size = {job.window.size!r}: it takes all of [start, end) as one window; say --window.size all."
+        )
+
+
+def _read(job: config.Job, public_ids: pa.Array | None) -> list[pa.Table]:
+    """Reads and decodes the job's events as a release does, with their times."""
+    found = source.find(job, dt.datetime.now(dt.UTC), public_ids)
+    decoding = found.reader.decoding
+    reader = events.ReadAndDecode(dataclasses.replace(decoding, fields=[*decoding.fields, "event_time"]))
+    reader.setup()
+    decoded = [batch for fragment in found.parts for _, batch in reader.read(fragment)]
+    share = decode.malformed_share(decode.add_outcomes(batch.outcomes for batch in decoded))
+    if share > job.source.max_malformed_share:
+        raise errors.RefusedError(
+            f"{share:.1%} of the rows are malformed, above source.max_malformed_share = {job.source.max_malformed_share:g}: "
+            "`sottovoce release` says why."
+        )
+    return [batch.events for batch in decoded if batch.events.num_rows]
+
+
+def _distinct_items(batches: list[pa.Table]) -> pa.Array:
+    columns = [batch["item_id"].combine_chunks() for batch in batches]
+    used = [pc.unique(column).dictionary_decode() for column in columns]
+    return pa.concat_arrays([pa.array([], pa.string()), *used]).unique().sort()
+
+
+def _numbered(batches: list[pa.Table], ids: pa.Array) -> splits.Interactions:
+    """Every event's user, item (its place in `ids`) and time, in microseconds; pairs as often as they come."""
+    users, items, times = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for batch in batches:
+        item = batch["item_id"].combine_chunks()
+        places = pc.fill_null(pc.index_in(item.dictionary, value_set=ids), 0).to_numpy().astype(np.int64)
+        users.append(bounding.user_hash(batch["privacy_id"].combine_chunks()))
+        items.append(places[item.indices.to_numpy()])
+        times.append(batch["event_time"].combine_chunks().cast(pa.int64()).to_numpy())
+    return splits.Interactions(np.concatenate(users), np.concatenate(items), np.concatenate(times))
+
+
+def _split(
+    job: config.Job, split_by: SplitBy, met: splits.Interactions, rows: splits.Interactions
+) -> tuple[splits.Split, np.ndarray, dict[str, Any]]:
+    """The split of what was met first, which rows of all are trained on, and what to say about it."""
+    section = job.evaluation
+    if not len(met.user):
+        raise errors.BadInputError("evaluate: the source has no event that counts.")
+    if split_by == "users":
+        is_train = ~splits.held_out(rows.user, section.held_out_share, section.seed)
+        how = {"held_out_share": section.held_out_share, "seed": section.seed}
+        return splits.by_users(met, section.held_out_share, section.seed), is_train, how
+    start = splits.start_of_test(met, TEST_SHARE)
+    if section.test_start is not None:
+        start = (section.test_start - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
+    shown = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=start)
+    return splits.by_time(met, start), rows.time < start, {"test_start": shown.isoformat()}
+
+
+def _asked(met: splits.Interactions, split: splits.Split, n_items: int) -> _Asked:
+    users, trained = np.unique(met.user[split.hidden]), np.unique(met.user[split.train])
+    if not len(users) or not len(trained):
+        raise errors.BadInputError(
+            f"evaluate: {len(trained)} users to train on and {len(users)} to ask, but there must be some of both. More events "
+            "may give them, or another evaluation.held_out_share, evaluation.test_start or evaluation.seed."
+        )
+    return _Asked(
+        splits.matrix(met, split.history, users, n_items),
+        splits.matrix(met, split.hidden, users, n_items),
+        splits.matrix(met, split.train, trained, n_items),
+    )
+
+
+def _contributions(job: config.Job, batches: list[pa.Table], is_train: np.ndarray) -> pa.Table:
+    """The rows that are trained on as CONTRIBUTIONS, all users in one bucket."""
+    ends = np.cumsum([batch.num_rows for batch in batches])
+    parts = [batch.filter(pa.array(mask)) for batch, mask in zip(batches, np.split(is_train, ends[:-1]), strict=True)]
+    rows = [rows for part in parts for _, rows in bounding.split_by_bucket(part, 1)]
+    return bounding.contributions(rows, job.source.event_types)
+
+
+def _without_noise(planned: plan.Plan) -> plan.Plan:
+    mechanisms = {name: dataclasses.replace(each, noise_multiplier=NO_NOISE) for name, each in planned.mechanisms.items()}
+    return dataclasses.replace(planned, mechanisms=mechanisms)
+
+
+def _release(planned: plan.Plan, rows: pa.Table) -> _Release:
+    """What a release of these rows would say of items and pairs, less the ledger: for data that are nobody's secret."""
+    params = plan.selection_params(planned)
+    exact = selection.score_table(rows, params.max_partitions_contributed, planned.bounding_key)
+    items = selection.release_scores(exact, params)
+    noise_sd = planned.mechanisms[budget.COOCCURRENCE].noise_sd
+    parts = [tables.ITEM_PAIRS.empty_table()]
+    if len(cooccurrence.kept_items(items)):
+        drawn_by = planned.job.cooccurrence.noise
+        parts += [cooccurrence.release_block(part, noise_sd, drawn_by) for part in cooccurrence.partial_sums(rows, items)]
+    return _Release(items, pa.concat_tables(parts), noise_sd / math.sqrt(2))
+
+
+def _by_popularity(items: pa.Table, place: Mapping[str, int]) -> ranking.Scores:
+    """The released scores, for every user the same."""
+    scores = np.full(len(place), -np.inf)
+    scores[[place[item] for item in items["item_id"].to_pylist()]] = items["score"].to_numpy()
+    return lambda seen: np.tile(scores, (seen.shape[0], 1))
+
+
+def _model(job: config.Job, release: _Release, public: Catalogue | None, place: Mapping[str, int]) -> ranking.Scores:
+    """The job's model of a release, as the macro `recommend` asks it."""
+    settings = training.Settings(**job.model.model_dump(exclude={"retrain"}))
+    found = training.train(release.items, release.pairs, release.noise_sd, public, settings).embeddings
+    columns = np.array([place[item] for item in found["item_id"].to_pylist()], np.int64)
+    item, history = (np.array(found[name].to_pylist(), np.float32) for name in ("embedding", "history_embedding"))
+    return ranking.fold_in(item, history, found["bias"].to_numpy(), columns)
+
+
+def _vectors(public: Catalogue | None, train: sp.csr_matrix) -> tuple[sp.csr_matrix, str]:
+    """What makes two items alike: the catalogue's features, or without any the users who have both."""
+    if public is not None and public.kinds:
+        return features.encode(public.table, public.kinds).matrix, "catalogue features"
+    return sp.csr_matrix(train.T), "training users"
+
+
+def _metrics(
+    lists: Mapping[str, np.ndarray], asked: _Asked, vectors: sp.csr_matrix
+) -> dict[str, dict[str, evaluation.Interval | float]]:
+    item_users, n_users = np.bincount(asked.train.indices, minlength=asked.train.shape[1]), asked.train.shape[0]
+    of_users: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "recall": lambda shown: evaluation.recall_at_k(shown, asked.hidden),
+        "ndcg": lambda shown: evaluation.ndcg_at_k(shown, asked.hidden),
+        "mrr": lambda shown: evaluation.mrr(shown, asked.hidden),
+        "novelty": lambda shown: evaluation.novelty(shown, item_users, n_users),
+        "popularity_share": lambda shown: evaluation.popularity_share(shown, item_users, n_users),
+        "intra_list_diversity": lambda shown: evaluation.intra_list_diversity(shown, vectors),
+    }
+    found: dict[str, dict[str, evaluation.Interval | float]] = {
+        metric: {model: evaluation.interval(measure(shown)) for model, shown in lists.items()}
+        for metric, measure in of_users.items()
+    }
+    found["coverage"] = {model: evaluation.coverage(shown, len(item_users)) for model, shown in lists.items()}
+    return found
+
+
+def _slices(
+    lists: Mapping[str, np.ndarray], asked: _Asked
+) -> dict[str, tuple[int, int, dict[str, evaluation.Interval | None]]]:
+    found = {}
+    item_users = np.bincount(asked.train.indices, minlength=asked.train.shape[1])
+    for name, chosen in evaluation.slices(item_users).items():
+        recalls = {model: evaluation.recall_of_items(shown, asked.hidden, chosen) for model, shown in lists.items()}
+        n_users = len(next(iter(recalls.values())))
+        found[name] = (
+            int(chosen.sum()),
+            n_users,
+            {model: evaluation.interval(values) if n_users else None for model, values in recalls.items()},
+        )
+    return found
+
+
+def as_text(report: Report) -> Iterator[str]:
+    """Yields the report's lines: a table of metric by model, and one of the recall by slice."""
+    facts, k = report.facts, report.facts["k"]
+    split = f"split at {facts['test_start']}" if facts["split"] == "time" else f"users held out: {facts['held_out_share']:g}"
+    yield (
+        f"{facts['data_set']} ({facts['data']} data), {split}; {facts['users_trained_on']} users trained on, "
+        f"{facts['users_asked']} asked, {facts['items_hidden']} items hidden from the models; "
+        f"{facts['items_kept']} of {facts['items']} items kept"
+    )
+    yield "means over users, with 95 % bootstrap intervals; figures are exact, not private"
+    yield ""
+    names = {
+        "recall": f"Recall@{k}",
+        "ndcg": f"NDCG@{k}",
+        "mrr": f"MRR@{k}",
+        "coverage": "coverage",
+        "novelty": "novelty, bits",
+        "popularity_share": "popularity share (ARP)",
+        "intra_list_diversity": "intra-list diversity",
+    }
+    models = list(report.metrics["recall"])
+    yield from _table(["", *models], [[name, *map(_shown, report.metrics[key].values())] for key, name in names.items()])
+    yield ""
+    rows = [[name, f"{items}", f"{users}", *map(_shown, of.values())] for name, (items, users, of) in report.slices.items()]
+    yield from _table([f"Recall@{k} of items", "items", "users", *models], rows)
+
+
+def _shown(found: evaluation.Interval | float | None) -> str:
+    if found is None:
+        return "-"
+    if isinstance(found, evaluation.Interval):
+        return f"{found.mean:.4f} [{found.low:.4f}, {found.high:.4f}]"
+    return f"{found:.4f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in [head, *rows]:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def as_json(report: Report) -> str:
+    """The report as one JSON object: facts, metrics and slices; an interval is an object of mean, low and high."""
+
+    def plain(found: evaluation.Interval | float | None) -> Any:
+        return found._asdict() if isinstance(found, evaluation.Interval) else found
+
+    return json.dumps(
+        {
+            **report.facts,
+            "metrics": {name: {model: plain(each) for model, each in of.items()} for name, of in report.metrics.items()},
+            "slices": {
+                name: {"items": items, "users": users, "recall": {model: plain(each) for model, each in of.items()}}
+                for name, (items, users, of) in report.slices.items()
+            },
+        },
+        indent=1,
+    )
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    cli.main_of("evaluate")
