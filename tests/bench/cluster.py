@@ -5,8 +5,7 @@
 
 The cluster is this machine's (runners.cluster), the job is release.run, each time with a store, a ledger and a data set of its
 own; the steps in Python have as many processes as a step has subtasks. Jobs take turns, and the best of each counts. What the
-same job takes over a thousand events is the start. Other flags are the job's, such as --runner.buckets=64. The cluster has more
-memory than that of `sottovoce flink up`, where Flink can't sort blocks of a matrix of 500 items and more ("Record too large").
+same job takes over a thousand events is the start. Other flags are the job's, such as --runner.buckets=64.
 
 **Shuffle.** `flink`: bytes that subtasks have read which may come from any other, by Flink's own metrics (where a step has a
 side input, all that it has read). With `runner.spill`, the default, rows don't go that way: they wait in files that all hosts
@@ -16,7 +15,7 @@ selection, counts and co-occurrence, each of which reads them. With --runner.spi
 **Model.** T(p) = start + serial + parallel / p (Amdahl 1967). `parallel` is the time in which a step runs whose work subtasks
 share, measured with one; the rest is serial, and named by the step that was waited for, each from the end of the one before.
 What the start takes is taken off. Merging is among it and grows: each subtask hands on a matrix, counts and scores of its own.
-The matrix is added up by blocks, each by one subtask: with more subtasks than blocks, merging takes p / blocks times as long:
+The matrix is added up by slices, each by one subtask: with more subtasks than slices, merging takes p / slices times as long:
 the second forecast. Neither knows that users' buckets are dealt out unevenly: see `shared_steps`. What a subtask shuffles is a
 p-th of what events take, files included, and what it hands on of its own.
 """
@@ -193,7 +192,7 @@ def model(full: dict[int, Run], tiny: dict[int, Run], events: int) -> dict[str, 
     merging = sum(seconds for name, seconds in pieces.items() if _MERGES.match(name))
     alone = sum(pieces.values())
     work = one.seconds - of_one.seconds - alone
-    blocks = max(sum(each.records for each in vertex.subtasks) for vertex in one.vertices if _MERGES.match(vertex.name))
+    slices = max(sum(each.records for each in vertex.subtasks) for vertex in one.vertices if _MERGES.match(vertex.name))
     a_subtask = full[2].shuffled - one.shuffled
     an_event = sum(one.spilled.values()) + one.shuffled - a_subtask
 
@@ -201,7 +200,7 @@ def model(full: dict[int, Run], tiny: dict[int, Run], events: int) -> dict[str, 
         amdahl = of_one.seconds + alone + work / p
         return {
             "seconds": round(amdahl, 1),
-            "with_merging": round(amdahl + merging * max(0, p / blocks - 1), 1),
+            "with_merging": round(amdahl + merging * max(0, p / slices - 1), 1),
             "megabytes_a_subtask": round((an_event / p + a_subtask) / 1e6, 1),
         }
 
@@ -211,7 +210,7 @@ def model(full: dict[int, Run], tiny: dict[int, Run], events: int) -> dict[str, 
         "serial": round(alone, 2),
         "serial_by_step": {name: round(pieces[name], 2) for name in largest},
         "merging": round(merging, 2),
-        "blocks": blocks,
+        "slices": slices,
         "parallel": round(work, 1),
         "shuffle_bytes_a_subtask": a_subtask,
         "other_shuffle_bytes_an_event": round(an_event / events, 1),
@@ -257,7 +256,7 @@ def turns(directory: pathlib.Path, kinds: list[tuple[str, int]], rounds: int, fl
 
 
 def scale(directory: pathlib.Path, events: int, rounds: int, flags: list[str], counts: list[int]) -> dict[str, Any]:
-    """Releases with so many subtasks a step, 1 and 2 among them, and what the model says of more."""
+    """Releases with so many subtasks a step, and what the model says of more, if 1 and 2 are among them."""
     for name, n in (("tiny", TINY), ("uniform", events)):
         write(directory, name, n)
     found = turns(directory, [(name, p) for p in counts for name in ("tiny", "uniform")], rounds, flags)
@@ -266,8 +265,8 @@ def scale(directory: pathlib.Path, events: int, rounds: int, flags: list[str], c
         "events": events,
         "start_seconds": {p: round(tiny[p].seconds, 1) for p in counts},
         "runs": {p: told(full[p], tiny[p].seconds, events) for p in counts},
-        "speed_up": {p: round(_net(full, tiny, 1) / _net(full, tiny, p), 2) for p in counts},
-        "model": model(full, tiny, events),
+        "speed_up": {p: round(_net(full, tiny, counts[0]) / _net(full, tiny, p), 2) for p in counts},
+        "model": model(full, tiny, events) if {1, 2} <= set(counts) else None,
     }
 
 
@@ -297,16 +296,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("what", choices=["scale", "skew"])
     parser.add_argument("--events", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--managed-memory", default="2g", help="of a TaskManager; that of `up` is 128m")
     parser.add_argument("--parallelism", type=int, nargs="+", help="default: 1 2 4, and 2 for skew")
     arguments, flags = parser.parse_known_args(argv)
     measure, usual = {"scale": (scale, [1, 2, SLOTS]), "skew": (skew, [2])}[arguments.what]
-    memory = {"taskmanager.memory.managed.size": arguments.managed_memory}
-    with (
-        tempfile.TemporaryDirectory() as name,
-        mock.patch.dict(os.environ, {"XDG_STATE_HOME": name}),
-        mock.patch.dict(cluster._SETTINGS, memory),
-    ):
+    with tempfile.TemporaryDirectory() as name, mock.patch.dict(os.environ, {"XDG_STATE_HOME": name}):
         directory = pathlib.Path(name)
         whole.write_job(directory, max(TINY, arguments.events // 20), ITEMS)
         found = measure(directory, arguments.events, arguments.rounds, flags, arguments.parallelism or usual)

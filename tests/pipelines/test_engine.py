@@ -13,7 +13,7 @@ from tests.audit import trial
 from tests.pipelines import example
 from tests.pipelines.test_topics import until
 
-DAYS, N_EVENTS = 1, 5_000
+DAYS, N_EVENTS, N_MORE_ITEMS = 1, 5_000, 1000
 
 
 @pytest.fixture
@@ -78,17 +78,20 @@ def test_flags_win_over_the_section_and_one_that_beam_does_not_know_is_refused(j
 
 
 def test_a_release_on_a_cluster_counts_what_one_on_the_direct_runner_counts(cluster, tmp_path):
-    """Bounds bind; the noise of counts stays below one."""
+    """Bounds bind; the noise of counts stays below one. The matrix is larger than what Flink could sort as a few records."""
     counts = {}
     for kind in ("direct", "flink"):
         directory = tmp_path / kind
         directory.mkdir()
         path = example.write_job(directory, [], epsilon=trial.EXACT)
         trial.write_events(directory, N_EVENTS, DAYS)
+        with (directory / "items.csv").open("a") as items:
+            items.writelines(f"x{number},nobody's,genre\n" for number in range(N_MORE_ITEMS))
         if kind == "flink":
             shutil.copy(tmp_path / "direct" / "pseudonym.key", directory)
-        flags = ["--counts.max_partitions_contributed=3", "--counts.max_contributions_per_partition=1"]
-        job = example.load(path, *trial.flags(DAYS), *flags, f"--runner.kind={kind}", f"--runner.master={cluster.master}")
+        flags = [*trial.flags(DAYS), "--counts.max_partitions_contributed=3", "--counts.max_contributions_per_partition=1"]
+        flags.append(f"--cooccurrence.max_items={N_MORE_ITEMS}")
+        job = example.load(path, *flags, f"--runner.kind={kind}", f"--runner.master={cluster.master}")
         list(release.run_until(job, until(DAYS + 1, 1)))
         counts[kind] = trial.released(job)
     assert counts["flink"] == counts["direct"]
