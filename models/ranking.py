@@ -42,16 +42,22 @@ def rank(score: Scores, histories: sp.csr_matrix, k: int) -> np.ndarray:
         histories: (n_users, n_items), ones; what is in them isn't recommended.
         k: positive.
     """
+    return rank_with_scores(score, histories, k)[0]
+
+
+def rank_with_scores(score: Scores, histories: sp.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lists of `rank` and the scores in them, float32 (n_users, k), -inf in empty places."""
     lists = np.full((histories.shape[0], k), NO_ITEM, np.int64)
+    found = np.full(lists.shape, -np.inf, np.float32)
     width = min(k, histories.shape[1])
     for start in range(0, len(lists), _USERS_AT_ONCE):
         seen = histories[start : start + _USERS_AT_ONCE]
         scores = np.array(score(seen), np.float32)
         scores[seen.nonzero()] = -np.inf
         top = best(scores, width)
-        is_shown = np.take_along_axis(scores, top, axis=1) > -np.inf
-        lists[start : start + len(top), :width] = np.where(is_shown, top, NO_ITEM)
-    return lists
+        found[start : start + len(top), :width] = np.take_along_axis(scores, top, axis=1)
+        lists[start : start + len(top), :width] = top
+    return np.where(found > -np.inf, lists, NO_ITEM), found
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:

@@ -70,11 +70,13 @@ class Items(NamedTuple):
         vectors: (n_items, d); their cosine is how alike two items are. All zeros: like no other.
         categories: int (n_items,), a number for each category, NO_CATEGORY without one.
         is_tail: bool (n_items,), whether the item is in the long tail.
+        names: of the categories, by number.
     """
 
     vectors: np.ndarray
     categories: np.ndarray
     is_tail: np.ndarray
+    names: tuple[str, ...] = ()
 
 
 class Audit(NamedTuple):
@@ -111,7 +113,8 @@ def describe(
         category_feature: one of the catalogue's features; of a list of values the first is the category. None: no categories.
     """
     is_head = evaluation.slices(np.round(np.maximum(popularity, 0)).astype(np.int64))["head"]
-    return Items(vectors, _categories(ids, catalogue, category_feature), ~is_head)
+    categories, names = _categories(ids, catalogue, category_feature)
+    return Items(vectors, categories, ~is_head, names)
 
 
 def rerank(candidates: np.ndarray, scores: np.ndarray, items: Items, k: int, settings: Settings) -> np.ndarray:
@@ -202,7 +205,7 @@ def audit(lists: np.ndarray, items: Items) -> Audit:
     shown = lists[lists != NO_ITEM]
     places = max(1, len(shown))
     categories = items.categories[shown]
-    counts = np.bincount(categories[categories != NO_CATEGORY], minlength=items.categories.max(initial=NO_CATEGORY) + 1)
+    counts = np.bincount(categories[categories != NO_CATEGORY], minlength=len(items.names))
     alike = evaluation.intra_list_diversity(lists, sp.csr_matrix(items.vectors))
     return Audit(
         counts / places,
@@ -348,19 +351,21 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return np.divide(vectors, norms, out=np.zeros_like(vectors, dtype=np.float32), where=norms > 0, casting="same_kind")
 
 
-def _categories(ids: collections.abc.Sequence[str], catalogue: Catalogue | None, feature: str | None) -> np.ndarray:
+def _categories(
+    ids: collections.abc.Sequence[str], catalogue: Catalogue | None, feature: str | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     found = np.full(len(ids), NO_CATEGORY, np.int64)
     if catalogue is None or feature is None:
-        return found
+        return found, ()
     values = dict(zip(catalogue.item_ids, catalogue.table[feature].to_pylist(), strict=True))
-    numbers: dict[object, int] = {}
+    numbers: dict[str, int] = {}
     for row, item in enumerate(ids):
         value = values.get(item)
         if isinstance(value, list):
             value = value[0] if value else None
         if value is not None:
-            found[row] = numbers.setdefault(value, len(numbers))
-    return found
+            found[row] = numbers.setdefault(str(value), len(numbers))
+    return found, tuple(numbers)
 
 
 def _check_trade_off(trade_off: float) -> None:

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from data import tables
 from data.catalogue import Catalogue
-from models import features, hybrid, ranking, spectral
+from models import features, hybrid, ranking, rerank, spectral
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,14 @@ class Trained(NamedTuple):
     popular: pa.Table
 
 
-def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogue | None, settings: Settings) -> Trained:
+def train(
+    items: pa.Table,
+    pairs: pa.Table,
+    noise_sd: float,
+    catalogue: Catalogue | None,
+    settings: Settings,
+    diversity: rerank.Settings | None = None,
+) -> Trained:
     """Returns the model tables for every item released or in the catalogue.
 
     Args:
@@ -83,6 +90,7 @@ def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogu
         noise_sd: of the pairs' values off the diagonal, in their units.
         catalogue: public items and features; None: the released items alone, no features.
         settings: see Settings.
+        diversity: how the recommendations are re-ranked; None: they aren't.
 
     Raises:
         ValueError: the tables contradict their schemas or each other.
@@ -114,6 +122,10 @@ def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogu
         model = hybrid.train(model, near, settings.epochs, settings.learning_rate, settings.seed, settings.threads)
     item, history = _float32(model.item.representation()), _float32(model.history.representation())
     bias = _float32(model.item_bias())
+    reranking = None
+    if diversity is not None:
+        popularity = np.concatenate([scores, np.zeros(len(ids) - len(scores))])
+        reranking = diversity, rerank.describe(ids, item, popularity, catalogue, diversity.category_feature)
     return Trained(
         _embedding_table(ids, item, history, bias, tables.EMBEDDINGS),
         _embedding_table(
@@ -123,7 +135,7 @@ def train(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogu
             _float32(model.feature_bias),
             tables.FEATURE_EMBEDDINGS,
         ),
-        recommend(ids, item, history, bias, settings.top_k),
+        recommend(ids, item, history, bias, settings.top_k, reranking),
         _popular(released, scores),
     )
 
@@ -138,8 +150,17 @@ def _untrained(ids: list[str], items: pa.Table) -> Trained:
     )
 
 
-def recommend(ids: list[str], item: np.ndarray, history: np.ndarray, bias: np.ndarray, top_k: int) -> pa.Table:
+def recommend(
+    ids: list[str],
+    item: np.ndarray,
+    history: np.ndarray,
+    bias: np.ndarray,
+    top_k: int,
+    reranking: tuple[rerank.Settings, rerank.Items] | None = None,
+) -> pa.Table:
     """Returns RECOMMENDATIONS: each item's `top_k` best others by history . item + bias; ties by position in `ids`.
+
+    Re-ranked or not, they come from the model, the released scores and the public catalogue alone.
 
     Args:
         ids: n items.
@@ -147,28 +168,38 @@ def recommend(ids: list[str], item: np.ndarray, history: np.ndarray, bias: np.nd
         history: (n, d) float32.
         bias: (n,) float32.
         top_k: fewer if there are fewer other items.
+        reranking: how, and of which items; the scores stay the model's. None: as the model ranks.
     """
     n = len(ids)
-    top_k = min(top_k, n - 1)
     names = pa.array(ids, pa.string())
     chunks = []
     for start in range(0, n, hybrid.CHUNK):
         scores = history[start : start + hybrid.CHUNK] @ item.T + bias
         own = np.arange(start, start + len(scores))
         scores[np.arange(len(scores)), own] = -np.inf
-        top = ranking.best(scores, top_k)
+        top = _best(scores, min(top_k, n - 1), reranking)
+        row, place = (top != ranking.NO_ITEM).nonzero()
         chunks.append(
             pa.table(
                 [
-                    names.take(pa.array(np.repeat(own, top_k))),
-                    pa.array(np.tile(np.arange(1, top_k + 1, dtype=np.int32), len(scores))),
-                    names.take(pa.array(top.ravel())),
-                    pa.array(np.take_along_axis(scores, top, axis=1).ravel()),
+                    names.take(pa.array(own[row])),
+                    pa.array(place.astype(np.int32) + 1, pa.int32()),
+                    names.take(pa.array(top[row, place])),
+                    pa.array(scores[row, top[row, place]]),
                 ],
                 schema=tables.RECOMMENDATIONS,
             )
         )
     return pa.concat_tables(chunks)
+
+
+def _best(scores: np.ndarray, k: int, reranking: tuple[rerank.Settings, rerank.Items] | None) -> np.ndarray:
+    """Returns the columns of each row's list of k, NO_ITEM in empty places; the row's own score is -inf."""
+    if reranking is None or k == 0:
+        return ranking.best(scores, k)
+    settings, items = reranking
+    candidates = ranking.best(scores, min(max(k, settings.candidates), scores.shape[1] - 1))
+    return rerank.rerank(candidates, np.take_along_axis(scores, candidates, axis=1), items, k, settings)
 
 
 def _check_items(items: pa.Table) -> list[str]:

@@ -17,6 +17,7 @@ import pydantic_settings
 from pydantic import Field
 
 from data import errors, files, periods
+from models import rerank
 from transforms import bounding
 from transforms.ingest import decode, formats, kafka_client, pseudonym, stream
 from transforms.privacy.filter import Composition
@@ -369,6 +370,30 @@ class ModelSection(_Section):
         return dt.timedelta(0) if self.retrain is None else _time_of(self.retrain)
 
 
+class DiversitySection(_Section):
+    """[diversity]: whether and how recommendations are re-ranked, so that what is in one list is less alike."""
+
+    method: Literal["none", "mmr", "dpp"] = "none"
+    trade_off: float = Field(0.3, ge=0, le=1)
+    max_per_category: Positive | None = None
+    category_feature: str | None = None
+    serendipity: bool = False
+    candidates: Positive = 200
+
+    @property
+    def settings(self) -> rerank.Settings | None:
+        """For `models.rerank`; None: the ranking stays as it is."""
+        if self.method == "none":
+            return None
+        return rerank.Settings(**self.model_dump())
+
+    @pydantic.model_validator(mode="after")
+    def _cap_of_categories(self) -> Self:
+        if self.max_per_category is not None and self.category_feature is None:
+            raise ValueError("max_per_category needs category_feature, the feature of the catalogue that says the category")
+        return self
+
+
 class KafkaSection(_Section):
     """[kafka]: the broker, who asks it, and the topics beside the events' own."""
 
@@ -474,6 +499,7 @@ class Job(pydantic_settings.BaseSettings):
     counts: CountsSection = CountsSection()
     cooccurrence: CooccurrenceSection = CooccurrenceSection()
     model: ModelSection = ModelSection()
+    diversity: DiversitySection = DiversitySection()
     evaluation: EvaluationSection = EvaluationSection()
     publish: PublishSection = PublishSection()
     runner: RunnerSection = RunnerSection()
@@ -564,6 +590,14 @@ class Job(pydantic_settings.BaseSettings):
             keys = [key for key, given in named.items() if given == topic]
             if len(keys) > 1:
                 raise ValueError(f"{' and '.join(keys)} are both {topic!r}: each needs a topic of its own")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _category_of_the_catalogue(self) -> "Job":
+        feature = self.diversity.category_feature
+        known = [] if self.catalogue is None else self.catalogue.features
+        if feature is not None and feature not in known:
+            raise ValueError(f"diversity.category_feature = {feature!r} is not among catalogue.features = {known}")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -23,7 +23,7 @@ import scipy.sparse as sp
 
 from data import errors, tables
 from data.catalogue import Catalogue
-from models import evaluation, features, ranking, splits, training
+from models import evaluation, features, ranking, rerank, splits, training
 from pipelines import config, plan, source
 from transforms import bounding
 from transforms.ingest import decode, events
@@ -34,7 +34,9 @@ SplitBy = Literal["users", "time"]
 
 TEST_SHARE = 0.2
 """Of the interactions, those in the test of a split by time where the job names no time."""
-POPULARITY, WITHOUT_NOISE = "popularity", "without noise"
+POPULARITY, WITHOUT_NOISE, RERANKED = "popularity", "without noise", "re-ranked"
+SHOWN_CATEGORIES = 20
+"""The largest; as JSON all are there."""
 NO_NOISE = 1e-6
 """The noise multiplier of the model "without noise": the same steps, and nothing that anybody could see of it."""
 
@@ -48,11 +50,15 @@ class Report(NamedTuple):
         facts: what was evaluated, and how.
         metrics: by metric and model; coverage is one figure of all users together and has no interval.
         slices: by slice: how many items it has, from how many users any of them is hidden, and the recall of these by model.
+        audit: what re-ranking has done: by figure and model, the job's before and after; empty without [diversity].
+        category_shares: the same by category.
     """
 
     facts: dict[str, Any]
     metrics: dict[str, dict[str, evaluation.Interval | float]]
     slices: dict[str, tuple[int, int, dict[str, evaluation.Interval | None]]]
+    audit: dict[str, dict[str, float]]
+    category_shares: dict[str, dict[str, float]]
 
 
 class _Release(NamedTuple):
@@ -61,6 +67,13 @@ class _Release(NamedTuple):
     items: pa.Table
     pairs: pa.Table
     noise_sd: float
+
+
+class _Model(NamedTuple):
+    """A model as it ranks; `vectors` (n_items, d), zeros where it doesn't know the item."""
+
+    scores: ranking.Scores
+    vectors: np.ndarray
 
 
 class _Asked(NamedTuple):
@@ -93,12 +106,20 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
     planned = plan.plan(job, public_ids)
     place = {item: number for number, item in enumerate(ids.to_pylist())}
     release = _release(planned, trained_on)
+    popularity, private = _popularity(release.items, place), f"epsilon {planned.total.total_epsilon:g}"
+    model = _model(job, release, public, place)
     scores = {
-        POPULARITY: _by_popularity(release.items, place),
-        f"epsilon {planned.total.total_epsilon:g}": _model(job, release, public, place),
-        WITHOUT_NOISE: _model(job, _release(_without_noise(planned), trained_on), public, place),
+        POPULARITY: lambda seen: np.tile(popularity, (seen.shape[0], 1)),
+        private: model.scores,
+        WITHOUT_NOISE: _model(job, _release(_without_noise(planned), trained_on), public, place).scores,
     }
     lists = {name: ranking.rank(score, asked.history, k) for name, score in scores.items()}
+    audit: tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]] = ({}, {})
+    if (diversity := job.diversity.settings) is not None:
+        known = np.maximum(popularity, 0)  # -inf: not released
+        items = rerank.describe(ids.to_pylist(), model.vectors, known, public, diversity.category_feature)
+        lists[RERANKED] = _reranked(model.scores, asked.history, items, k, diversity)
+        audit = _audit({name: lists[name] for name in (private, RERANKED)}, items, asked)
     vectors, alike = _vectors(public, asked.train)
     facts = {
         "data": job.evaluation.data,
@@ -114,8 +135,9 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
         "users_asked": asked.hidden.shape[0],
         "items_hidden": asked.hidden.nnz,
         "diversity_of": alike,
+        "diversity": job.diversity.model_dump(),
     }
-    return Report(facts, _metrics(lists, asked, vectors), _slices(lists, asked))
+    return Report(facts, _metrics(lists, asked, vectors), _slices(lists, asked), *audit)
 
 
 def _check(job: config.Job) -> None:
@@ -225,20 +247,47 @@ def _release(planned: plan.Plan, rows: pa.Table) -> _Release:
     return _Release(items, pa.concat_tables(parts), noise_sd / math.sqrt(2))
 
 
-def _by_popularity(items: pa.Table, place: Mapping[str, int]) -> ranking.Scores:
-    """The released scores, for every user the same."""
+def _popularity(items: pa.Table, place: Mapping[str, int]) -> np.ndarray:
+    """The released scores, (n_items,), for every user the same; -inf: not released."""
     scores = np.full(len(place), -np.inf)
     scores[[place[item] for item in items["item_id"].to_pylist()]] = items["score"].to_numpy()
-    return lambda seen: np.tile(scores, (seen.shape[0], 1))
+    return scores
 
 
-def _model(job: config.Job, release: _Release, public: Catalogue | None, place: Mapping[str, int]) -> ranking.Scores:
+def _model(job: config.Job, release: _Release, public: Catalogue | None, place: Mapping[str, int]) -> _Model:
     """The job's model of a release, as the macro `recommend` asks it."""
     settings = training.Settings(**job.model.model_dump(exclude={"retrain"}))
     found = training.train(release.items, release.pairs, release.noise_sd, public, settings).embeddings
     columns = np.array([place[item] for item in found["item_id"].to_pylist()], np.int64)
     item, history = (np.array(found[name].to_pylist(), np.float32) for name in ("embedding", "history_embedding"))
-    return ranking.fold_in(item, history, found["bias"].to_numpy(), columns)
+    vectors = np.zeros((len(place), item.shape[1]), np.float32)
+    vectors[columns] = item
+    return _Model(ranking.fold_in(item, history, found["bias"].to_numpy(), columns), vectors)
+
+
+def _reranked(
+    score: ranking.Scores, histories: sp.csr_matrix, items: rerank.Items, k: int, settings: rerank.Settings
+) -> np.ndarray:
+    """Each user's list as the job re-ranks it, (n_users, k)."""
+    candidates, scores = ranking.rank_with_scores(score, histories, max(k, settings.candidates))
+    return rerank.rerank(candidates, scores, items, k, settings)
+
+
+def _audit(
+    lists: Mapping[str, np.ndarray], items: rerank.Items, asked: _Asked
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """What lists are like, by figure and model, and the shares of categories; the long tail is that of the training users."""
+    item_users = np.bincount(asked.train.indices, minlength=asked.train.shape[1])
+    items = items._replace(is_tail=~evaluation.slices(item_users)["head"])
+    found = {model: rerank.audit(shown, items) for model, shown in lists.items()}
+    figures = {
+        name: {model: getattr(each, name) for model, each in found.items()} for name in ("gini", "tail_share", "diversity")
+    }
+    shares = {
+        category: {model: float(each.category_shares[number]) for model, each in found.items()}
+        for number, category in enumerate(items.names)
+    }
+    return figures, shares
 
 
 def _vectors(public: Catalogue | None, train: sp.csr_matrix) -> tuple[sp.csr_matrix, str]:
@@ -309,6 +358,17 @@ def as_text(report: Report) -> Iterator[str]:
     yield ""
     rows = [[name, f"{items}", f"{users}", *map(_shown, of.values())] for name, (items, users, of) in report.slices.items()]
     yield from _table([f"Recall@{k} of items", "items", "users", *models], rows)
+    if report.audit:
+        yield ""
+        yield from _audit_as_text(report)
+
+
+def _audit_as_text(report: Report) -> Iterator[str]:
+    names = {"gini": "Gini of exposure", "tail_share": "share of the long tail", "diversity": "diversity of embeddings"}
+    largest = sorted(report.category_shares.items(), key=lambda share: -max(share[1].values()))[:SHOWN_CATEGORIES]
+    rows = [[name, *map(_shown, report.audit[key].values())] for key, name in names.items()]
+    rows += [[f"share of {category}", *map(_shown, of.values())] for category, of in largest]
+    yield from _table(["audit", *report.audit["gini"]], rows)
 
 
 def _shown(found: evaluation.Interval | float | None) -> str:
@@ -339,6 +399,7 @@ def as_json(report: Report) -> str:
                 name: {"items": items, "users": users, "recall": {model: plain(each) for model, each in of.items()}}
                 for name, (items, users, of) in report.slices.items()
             },
+            "audit": {**report.audit, "category_shares": report.category_shares} if report.audit else {},
         },
         indent=1,
     )

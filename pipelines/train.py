@@ -64,6 +64,7 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
         mechanism["noise_sd"] / math.sqrt(2),
         source.load_catalogue(job),
         settings,
+        job.diversity.settings,
     )
     model = kept.add_model(
         trained._asdict(),
@@ -75,7 +76,7 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
             "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,
             "epochs": settings.epochs,
             "items": trained.embeddings.num_rows,
-            "parameters": job.model.model_dump(exclude={"retrain"}),
+            "parameters": {**job.model.model_dump(exclude={"retrain"}), "diversity": job.diversity.model_dump()},
             "code_version": importlib.metadata.version("sottovoce"),
         },
     )

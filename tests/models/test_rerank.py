@@ -120,7 +120,8 @@ def test_reranks_as_the_settings_say():
 
 
 def test_an_audit_says_what_lists_are_like():
-    items = rerank.Items(np.array([[1, 0], [1, 0], [0, 1], [0, 1]]), np.array([0, 1, 0, -1]), np.array([0, 0, 1, 1], bool))
+    vectors, is_tail = np.array([[1, 0], [1, 0], [0, 1], [0, 1]]), np.array([0, 0, 1, 1], bool)
+    items = rerank.Items(vectors, np.array([0, 1, 0, -1]), is_tail, ("x", "y"))
     found = rerank.audit(np.array([[0, 1], [0, 2], [3, -1]]), items)
     assert found.category_shares.tolist() == [0.6, 0.2]
     assert found.tail_share == 0.4
@@ -145,7 +146,7 @@ def test_describes_items_by_catalogue_and_popularity():
     public = Catalogue(table, {"genre": "multi", "maker": "categorical"})
     popularity = np.array([10.0, -3, 0, 6])
     found = rerank.describe(["d", "a", "c", "b"], np.eye(4), popularity, public, "genre")
-    assert found.categories.tolist() == [-1, 0, 1, -1]
+    assert (found.categories.tolist(), found.names) == ([-1, 0, 1, -1], ("x", "z"))
     assert found.is_tail.tolist() == [False, True, True, True]
     assert rerank.describe(["d", "a", "c", "b"], np.eye(4), popularity, public, "maker").categories.tolist() == [-1, 0, 0, -1]
     assert rerank.describe(["a"], np.eye(1), popularity[:1], None, None).categories.tolist() == [-1]
