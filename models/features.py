@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
-from data.catalogue import FeatureKind
+from data.catalogue import Catalogue, FeatureKind
 
 MIN_ITEMS = 2
 """A value that a single item has says nothing about another item: it gets no feature."""
@@ -60,6 +60,16 @@ def encode(table: pa.Table, kinds: collections.abc.Mapping[str, FeatureKind]) ->
     if not blocks:
         return FeatureMatrix([], sp.csr_matrix((table.num_rows, 0), dtype=np.float32))
     return FeatureMatrix(names, _unit_rows(sp.hstack(blocks, format="csr")).astype(np.float32))
+
+
+def of_items(ids: collections.abc.Sequence[str], catalogue: Catalogue) -> FeatureMatrix:
+    """Returns the features of the items, (len(ids), n_features): of one that the catalogue doesn't have, none."""
+    encoded = encode(catalogue.table, catalogue.kinds)
+    place = {item: row for row, item in enumerate(catalogue.item_ids)}
+    # Row -1 stands for items that the catalogue doesn't have.
+    padded = sp.vstack([encoded.matrix, sp.csr_matrix((1, len(encoded.names)), dtype=np.float32)], format="csr")
+    rows = padded[np.array([place.get(item, padded.shape[0] - 1) for item in ids], dtype=np.int64)]
+    return FeatureMatrix(encoded.names, sp.csr_matrix(rows))
 
 
 def _indicators(column: str, entries: _Entries, kind: FeatureKind, n_items: int) -> tuple[list[str], sp.csr_matrix]:

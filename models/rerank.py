@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
+import scipy.sparse.linalg
 
 from data.catalogue import Catalogue
-from models import evaluation
+from models import evaluation, features
 from models.ranking import NO_ITEM
 
 Method = Literal["mmr", "dpp"]
@@ -26,6 +27,9 @@ NO_CATEGORY = -1
 OWN = 0.01
 """What each item has of its own in the determinant: two items with one vector are then merely nearly the same, and lists may be
 longer than the vectors are."""
+
+FEATURE_DIMENSIONS = 64
+"""So many principal directions of the catalogue's features are compared: a fixed cost an item, however many features there are."""
 
 _LISTS_AT_ONCE = 32
 
@@ -86,7 +90,7 @@ class Audit(NamedTuple):
         category_shares: (n_categories,), of all places with an item, those with one of the category.
         gini: of how often each item is shown, in [0, 1); 0: all as often.
         tail_share: of all places with an item, those with one of the long tail.
-        diversity: mean over the lists of `evaluation.intra_list_diversity` of the vectors.
+        diversity: mean over the lists of `evaluation.intra_list_diversity` of the items' vectors.
     """
 
     category_shares: np.ndarray
@@ -97,24 +101,39 @@ class Audit(NamedTuple):
 
 def describe(
     ids: collections.abc.Sequence[str],
-    vectors: np.ndarray,
+    embeddings: np.ndarray,
     popularity: np.ndarray,
     catalogue: Catalogue | None,
     category_feature: str | None,
 ) -> Items:
     """Returns what re-ranking needs of the items.
 
+    Two items are alike in halves: by the cosine of their embeddings, and by that of their features in the catalogue.
+
     Args:
         ids: n items.
-        vectors: (n, d).
+        embeddings: (n, d).
         popularity: (n,), the release's noisy scores, 0 without one. The most popular items that have a third of all of it
             together are the head (see `evaluation.slices`), all others the long tail.
-        catalogue: public.
+        catalogue: public. Without one, or without features in it, embeddings are all that is compared.
         category_feature: one of the catalogue's features; of a list of values the first is the category. None: no categories.
     """
-    is_head = evaluation.slices(np.round(np.maximum(popularity, 0)).astype(np.int64))["head"]
+    halves = [_unit(embeddings)]
+    if catalogue is not None and catalogue.kinds:
+        halves.append(_unit(_principal(features.of_items(ids, catalogue).matrix)))
     categories, names = _categories(ids, catalogue, category_feature)
-    return Items(vectors, categories, ~is_head, names)
+    is_head = evaluation.slices(np.round(np.maximum(popularity, 0)).astype(np.int64))["head"]
+    return Items(np.hstack(halves), categories, ~is_head, names)
+
+
+def _principal(matrix: sp.csr_matrix) -> np.ndarray:
+    """Returns the rows of a matrix (n, f) in its FEATURE_DIMENSIONS principal directions, or as they are where f is no more."""
+    if min(matrix.shape) <= FEATURE_DIMENSIONS:
+        return matrix.toarray()
+    # From a fixed start, so that equal catalogues give equal lists.
+    start = np.ones(min(matrix.shape))
+    left, singular, _ = scipy.sparse.linalg.svds(matrix.astype(np.float64), FEATURE_DIMENSIONS, v0=start)
+    return left * singular
 
 
 def rerank(candidates: np.ndarray, scores: np.ndarray, items: Items, k: int, settings: Settings) -> np.ndarray:
@@ -166,9 +185,9 @@ def dpp(
     """Returns lists that are greedy MAP of a determinantal point process; arguments and result as of `mmr`.
 
     Chen, Zhang and Zhou 2018, "Fast greedy MAP inference for determinantal point process to improve recommendation diversity",
-    Algorithm 1: O(k^2 n) a list. The kernel is theirs of equation 5, exp(a * score_i) * S_ij * exp(a * score_j), S the cosines
-    and OWN on the diagonal besides, a = (1 - trade_off) / (2 * trade_off): an item's spread is the logarithm of what it adds to
-    the determinant of S as a factor (equation 8).
+    Algorithm 1: O(k^2 n) a list. The kernel is theirs, exp(a * score_i) * S_ij * exp(a * score_j), a = (1 - trade_off) /
+    trade_off, S the cosines and OWN besides on the diagonal. With d_i^2 what the determinant of S grows by as a factor, an
+    item's spread is log d_i: how far it is from the space of those taken before.
     """
     return _in_chunks(_Determinant, candidates, scores, vectors, k, trade_off, categories, cap)
 
@@ -261,7 +280,7 @@ class _Determinant:
         self._gain = np.full(unit.shape[:2], 1 + OWN)
         self._rows = np.zeros((len(unit), k, unit.shape[1]))
         self._taken = 0
-        self.spread = np.log(self._gain)
+        self.spread = np.log(self._gain) / 2
 
     def take(self, chosen: np.ndarray) -> None:
         row, done = np.arange(len(chosen)), self._rows[:, : self._taken]
@@ -271,7 +290,7 @@ class _Determinant:
         self._taken += 1
         # For what isn't taken it is at least OWN, rounding aside.
         self._gain = np.maximum(self._gain - factor**2, OWN)
-        self.spread = np.log(self._gain)
+        self.spread = np.log(self._gain) / 2
 
 
 def _in_chunks(

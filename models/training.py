@@ -253,12 +253,8 @@ def _features(ids: list[str], catalogue: Catalogue | None) -> tuple[list[str], s
     every = sp.csr_matrix(np.ones((len(ids), 1), np.float32))
     if catalogue is None:
         return [ALL_ITEMS], every
-    encoded = features.encode(catalogue.table, catalogue.kinds)
-    place = {item: row for row, item in enumerate(catalogue.item_ids)}
-    # Row -1 stands for items that the catalogue doesn't have: no features.
-    padded = sp.vstack([encoded.matrix, sp.csr_matrix((1, len(encoded.names)), dtype=np.float32)], format="csr")
-    rows = padded[np.array([place.get(item, padded.shape[0] - 1) for item in ids], dtype=np.int64)]
-    return [*encoded.names, ALL_ITEMS], sp.csr_matrix(sp.hstack([rows, every]))
+    own = features.of_items(ids, catalogue)
+    return [*own.names, ALL_ITEMS], sp.csr_matrix(sp.hstack([own.matrix, every]))
 
 
 def _popularity(scores: np.ndarray, known: np.ndarray, n: int) -> np.ndarray:

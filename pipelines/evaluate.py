@@ -364,7 +364,7 @@ def as_text(report: Report) -> Iterator[str]:
 
 
 def _audit_as_text(report: Report) -> Iterator[str]:
-    names = {"gini": "Gini of exposure", "tail_share": "share of the long tail", "diversity": "diversity of embeddings"}
+    names = {"gini": "Gini of exposure", "tail_share": "share of the long tail", "diversity": "diversity, as re-ranked by"}
     largest = sorted(report.category_shares.items(), key=lambda share: -max(share[1].values()))[:SHOWN_CATEGORIES]
     rows = [[name, *map(_shown, report.audit[key].values())] for key, name in names.items()]
     rows += [[f"share of {category}", *map(_shown, of.values())] for category, of in largest]

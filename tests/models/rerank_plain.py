@@ -53,10 +53,11 @@ def _nearest(cosines: np.ndarray, taken: list[int], i: int) -> float:
 
 
 def _determinant(cosines: np.ndarray, taken: list[int], i: int) -> float:
-    """log det(S of taken and i) - log det(S of taken)."""
+    """Half of log det(S of taken and i) - log det(S of taken)."""
     kernel = cosines + OWN * np.eye(len(cosines))
     with_it = [*taken, i]
-    return np.linalg.slogdet(kernel[np.ix_(with_it, with_it)])[1] - np.linalg.slogdet(kernel[np.ix_(taken, taken)])[1]
+    after, before = (np.linalg.slogdet(kernel[np.ix_(each, each)])[1] for each in (with_it, taken))
+    return (after - before) / 2
 
 
 def mmr(*arguments: object, **named: object) -> np.ndarray:

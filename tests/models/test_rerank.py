@@ -152,6 +152,21 @@ def test_describes_items_by_catalogue_and_popularity():
     assert rerank.describe(["a"], np.eye(1), popularity[:1], None, None).categories.tolist() == [-1]
 
 
+@pytest.mark.parametrize("directions", [64, 2], ids=["features as they are", "in principal directions"])
+def test_items_are_alike_in_halves_by_embeddings_and_features(monkeypatch, directions):
+    """Two colours, so two directions say all; d has no colour."""
+    monkeypatch.setattr(rerank, "FEATURE_DIMENSIONS", directions)
+    table = pa.table({"item_id": list("abcdef"), "colour": ["red", "red", "blue", None, "blue", "red"]})
+    public = Catalogue(table, {"colour": "categorical"})
+    embeddings = np.array([[5, 0], [0, 1], [2, 0], [3, 0], [0, 1], [0, 0]])
+    vectors = rerank.describe(list("abcdef"), embeddings, np.zeros(6), public, None).vectors
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected = [1, 0.5, 0.5, np.sqrt(0.5), 0, np.sqrt(0.5)]
+    assert (unit @ unit[0]).tolist() == pytest.approx(expected, abs=1e-6)
+    without = rerank.describe(list("abcdef"), embeddings, np.zeros(6), None, None).vectors
+    assert without.tolist() == [[1, 0], [0, 1], [1, 0], [1, 0], [0, 1], [0, 0]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
