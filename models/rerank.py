@@ -29,7 +29,7 @@ OWN = 0.01
 longer than the vectors are."""
 
 FEATURE_DIMENSIONS = 64
-"""So many principal directions of the catalogue's features are compared: a fixed cost an item, however many features there are."""
+"""How many principal directions of the catalogue's features are compared: a fixed cost an item, whatever the catalogue."""
 
 _LISTS_AT_ONCE = 32
 
