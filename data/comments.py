@@ -16,7 +16,8 @@ TABLES: Mapping[str, str] = {
     "Protected: {protected}. Gaussian noise is in every cell; values may be negative.",
     "item_embeddings": "Item vectors of the model, which was trained on the private releases alone.",
     "feature_embeddings": "Vectors of the public item features, from the same model as item_embeddings.",
-    "recommendations": "For each item, the items to show beside it, best first, as the model ranked them.",
+    "recommendations": "For each item, the items to show beside it, best first, as the model ranked them, or re-ranked where "
+    "the model's parameters (diversity, in model_versions) say so.",
     "popular": "Items for users without a history, best first, from the private releases.",
     "model_versions": "The model that made the tables of this database.",
     "privacy_ledger": "What each release spent: one row per noise mechanism. Protected: {protected}.",
@@ -73,7 +74,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "item_id": "The item that is looked at.",
         "rank": "1 = best.",
         "recommended_item_id": "The item to show beside it.",
-        "score": "The model's score; compare within one item_id only.",
+        "score": "The model's score; compare within one item_id only. Re-ranked items aren't in its order.",
     },
     "popular": {
         "rank": "1 = best.",
@@ -132,6 +133,9 @@ MACROS: Mapping[str, str] = {
     "recommend": "recommend(history, k := 10): the k best items for someone whose item ids are in the list history, "
     "which are left out. Repeats and unknown ids are ignored; with no known id, the popular items. "
     "Example: FROM recommend(['85123A', '22423'], 5).",
+    "recommend_diverse": "recommend_diverse(history, k := 10, trade_off := 0.3): k of the 200 best of recommend, re-ranked by "
+    "maximal marginal relevance so that they are less alike (cosine of their embeddings). trade_off is in [0, 1]: 0 is the "
+    "ranking as it is, 1 diversity alone. Scores are those of recommend. Example: FROM recommend_diverse(['85123A'], 5, 0.4).",
     "similar_items": "similar_items(item, k := 10): the k items whose embeddings point most nearly the same way "
     "(cosine similarity, popularity aside), for an item with co-occurrences of its own among such items. Unknown items have "
     "none.",

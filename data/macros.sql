@@ -23,6 +23,38 @@ SELECT row_number() OVER (ORDER BY best.score DESC, item_id) AS rank, item_id, i
 FROM best LEFT JOIN items USING (item_id)
 ORDER BY rank;
 
+-- Maximal marginal relevance over the best 200 of recommend, as `mmr` of models/rerank.py has it, by the embeddings: an item a step.
+CREATE MACRO recommend_diverse(history, k := 10, trade_off := 0.3) AS TABLE
+WITH RECURSIVE candidates AS MATERIALIZED (
+    SELECT r.rank, r.item_id, r.title, r.score, e.embedding
+    FROM recommend(history, 200) AS r LEFT JOIN item_embeddings AS e USING (item_id)
+), relevance AS MATERIALIZED (
+    SELECT list(coalesce((score - lowest) / nullif(highest - lowest, 0), 0) ORDER BY rank) AS scores
+    FROM candidates, (SELECT min(score) AS lowest, max(score) AS highest FROM candidates)
+), taken(place, rank, nearest) AS (
+    -- nearest: each candidate's largest cosine with an item taken; more than any cosine where it is taken itself.
+    SELECT 0, NULL::BIGINT, list(-1.0::DOUBLE) FROM candidates
+    UNION ALL
+    SELECT next.place + 1, any_value(next.rank), list(
+        -- Without a direction an item is like no other.
+        CASE WHEN c.rank = next.rank THEN 2.0 ELSE greatest(next.nearest[c.rank],
+            coalesce(nullif(array_cosine_similarity(c.embedding, chosen.embedding)::DOUBLE, 'nan'), 0.0)) END ORDER BY c.rank
+    )
+    FROM (
+        SELECT place, nearest, list_position(worth, list_max(worth)) AS rank
+        FROM (
+            SELECT place, nearest, list_transform(
+                list_zip(scores, nearest),
+                lambda pair: CASE WHEN pair[2] > 1.5 THEN '-inf' ELSE (1 - trade_off) * pair[1] - trade_off * pair[2] END
+            ) AS worth
+            FROM taken, relevance
+        )
+    ) AS next JOIN candidates AS chosen ON chosen.rank = next.rank, candidates AS c
+    WHERE next.place < least(k, (SELECT count(*) FROM candidates))
+    GROUP BY next.place
+)
+SELECT place AS rank, item_id, title, score FROM taken JOIN candidates USING (rank) ORDER BY place;
+
 CREATE MACRO similar_items(item, k := 10) AS TABLE
 WITH wanted AS MATERIALIZED (
     SELECT item_id, embedding, kept FROM item_embeddings JOIN items USING (item_id) WHERE item_id = item::VARCHAR

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from data import catalogue, comments, database, tables
+from models import rerank
 
 DAY = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 NEXT_DAY = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
@@ -235,7 +236,7 @@ def test_no_data_at_all_still_gives_every_table_and_macro(tmp_path):
     database.publish(tmp_path, make_contents(catalogue=None, **nothing), 1)
     for name in comments.TABLES:
         assert answer(tmp_path, f"FROM {name}") == []
-    for call in ("recommend(['a'])", "similar_items('a')", "trending()", "privacy_spent()"):
+    for call in ("recommend(['a'])", "recommend_diverse(['a'])", "similar_items('a')", "trending()", "privacy_spent()"):
         assert answer(tmp_path, f"FROM {call}") == []
 
 
@@ -304,6 +305,25 @@ def test_sql_reaches_nothing_else(store, sql):
 
 # Macros
 
+VECTORS = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+VECTORS[5::50] = 0
+VECTORS[6::50] = VECTORS[7]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> pathlib.Path:
+    """A database of 300 items."""
+    path = tmp_path_factory.mktemp("many")
+    ids = [f"i{number}" for number in range(len(VECTORS))]
+    embeddings = [(item, *2 * [VECTORS[number].tolist()], 0.001 * number) for number, item in enumerate(ids)]
+    contents = make_contents(
+        embeddings=rows(tables.EMBEDDINGS, *embeddings),
+        feature_embeddings=tables.FEATURE_EMBEDDINGS.empty_table(),
+        popular=rows(tables.POPULAR, *((rank, item, 1000.0 - rank**1.5) for rank, item in enumerate(reversed(ids), 1))),
+    )
+    database.publish(path, contents, 1)
+    return path
+
 
 @pytest.mark.parametrize(
     ("call", "expected"),
@@ -317,6 +337,11 @@ def test_sql_reaches_nothing_else(store, sql):
         pytest.param("recommend(NULL, 1)", [(1, "a", "A", 9.0)], id="null: popular"),
         pytest.param("recommend(['?', 7::VARCHAR], 1)", [(1, "a", "A", 9.0)], id="unknown only: popular"),
         pytest.param("recommend([7], 1)", [(1, "a", "A", 9.0)], id="numbers are ids too"),
+        pytest.param("recommend_diverse(['b', 'a'])", [(1, "c", None, 0.75), (2, "d", None, -0.5)], id="diverse: fewer than k"),
+        pytest.param("recommend_diverse(['a'], 2, 0)", [(1, "c", None, 0.75), (2, "b", None, 0.0)], id="diverse: not at all"),
+        pytest.param("recommend_diverse(['a'], 2, 1)", [(1, "c", None, 0.75), (2, "d", None, -1.0)], id="diverse: that alone"),
+        pytest.param("recommend_diverse([], k := 1)", [(1, "a", "A", 9.0)], id="diverse, without a history: popular"),
+        pytest.param("recommend_diverse(['a'], 0)", [], id="diverse: none"),
         pytest.param(
             "similar_items('b')", [(1, "c", None, np.sqrt(0.5)), (2, "a", "A", 0.0)], id="similar: kept with kept items"
         ),
@@ -338,6 +363,17 @@ def test_macros_answer(store, call, expected):
     assert answer(store, f"FROM {call}") == [
         tuple(pytest.approx(v) if isinstance(v, float) else v for v in row) for row in expected
     ]
+
+
+@pytest.mark.parametrize("trade_off", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_diverse_recommendations_are_those_of_the_model_room(many, trade_off):
+    """As `models.rerank.mmr` chooses from the same 200; items without a direction are among them, and some have one vector."""
+    for history in ("['i3', 'i100']", "['i77']", "[]"):
+        best = answer(many, f"SELECT item_id, score FROM recommend({history}, 200) ORDER BY rank")
+        items = np.array([[int(item[1:]) for item, _ in best]])
+        expected = rerank.mmr(items, np.array([[score for _, score in best]]), VECTORS, 20, trade_off)[0]
+        found = answer(many, f"SELECT rank, item_id FROM recommend_diverse({history}, 20, {trade_off})")
+        assert found == [(rank, f"i{item}") for rank, item in enumerate(expected, 1)]
 
 
 def test_what_is_trending_is_of_the_newest_short_window_beside_the_mean_of_those_before(tmp_path):

@@ -2,7 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.features import encode
+from data.catalogue import Catalogue
+from models.features import encode, of_items
 
 TABLE = pa.table(
     {
@@ -74,3 +75,12 @@ def test_an_empty_column_gives_no_features(kind: str) -> None:
 def test_refuses(kinds: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode(TABLE, kinds)
+
+
+def test_of_items_has_their_rows_and_none_for_unknown_ones() -> None:
+    kinds = {"maker": "categorical", "genre": "multi"}
+    whole, found = encode(TABLE, kinds), of_items(["c", "?", "a", "c"], Catalogue(TABLE, kinds))
+    assert found.names == whole.names
+    expected = whole.matrix.toarray()[[2, 0, 0, 2]]
+    expected[1] = 0
+    assert np.array_equal(found.matrix.toarray(), expected)

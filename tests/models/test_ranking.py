@@ -40,3 +40,10 @@ def test_folds_in_the_mean_of_the_history() -> None:
     seen = sp.csr_matrix(np.array([[1, 1, 1], [0, 1, 0], [1, 0, 0]], np.float32))
     # Item 1 has no embedding: it says nothing, and can't be recommended.
     assert score(seen).tolist() == [[3.5, -np.inf, 1.5], [0.5, -np.inf, 0], [0.5, -np.inf, 2]]
+
+
+def test_lists_come_with_their_scores():
+    lists, scores = ranking.rank_with_scores(lambda seen: np.tile([4.0, 1, 3, 2], (seen.shape[0], 1)), HISTORIES, 4)
+    assert np.array_equal(lists, ranking.rank(lambda seen: np.tile([4.0, 1, 3, 2], (seen.shape[0], 1)), HISTORIES, 4))
+    of_items = np.where(lists == NO_ITEM, -np.inf, np.array([4.0, 1, 3, 2])[lists])
+    assert np.array_equal(scores, of_items)

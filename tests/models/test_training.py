@@ -6,7 +6,7 @@ import pytest
 
 from data import tables
 from data.catalogue import Catalogue
-from models import training
+from models import rerank, training
 
 CLOSED_FORM = training.Settings(epochs=0, top_k=3)
 
@@ -76,6 +76,37 @@ def test_recommends_in_chunks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = training.recommend(*arguments)
     monkeypatch.setattr(training.hybrid, "CHUNK", 7)
     assert training.recommend(*arguments).equals(whole)
+
+
+def test_recommends_as_it_is_re_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    item, history = rng.normal(size=(2, 30, 4)).astype(np.float32)
+    ids, bias = [f"i{i}" for i in range(30)], np.zeros(30, np.float32)
+    known = rerank.Items(item, np.arange(30) % 3, np.arange(30) > 9)
+    settings = rerank.Settings("dpp", 0.6, max_per_category=2, serendipity=True, candidates=12)
+    monkeypatch.setattr(training.hybrid, "CHUNK", 7)
+    table = training.recommend(ids, item, history, bias, 8, (settings, known))
+    scores = history @ item.T
+    for own in range(30):
+        others = sorted(set(range(30)) - {own}, key=lambda other: -scores[own, other])[:12]
+        [expected] = rerank.rerank(np.array([others]), scores[[own]][:, others], known, 8, settings)
+        rows = [row for row in table.to_pylist() if row["item_id"] == f"i{own}"]
+        expected = expected[expected >= 0]
+        assert len(expected) <= 6, "two of each of three categories"
+        assert [row["recommended_item_id"] for row in rows] == [f"i{other}" for other in expected]
+        assert [row["rank"] for row in rows] == list(range(1, len(expected) + 1))
+        assert [row["score"] for row in rows] == pytest.approx(scores[own, expected].tolist())
+
+
+def test_trains_with_categories_of_the_catalogue() -> None:
+    table, cells, catalogue = world()
+    one_each = rerank.Settings("mmr", 0.0, max_per_category=1, category_feature="colour")
+    trained = training.train(table, cells, 0.1, catalogue, CLOSED_FORM, one_each)
+    assert all(sorted(item[:2] for item in recommended(trained, each)) == ["b0", "b1", "b2"] for each in ("b0i0", "b2new0"))
+    plain = training.train(table, cells, 0.1, catalogue, CLOSED_FORM)
+    assert trained.embeddings.equals(plain.embeddings)
+    as_it_is = training.train(table, cells, 0.1, catalogue, CLOSED_FORM, rerank.Settings("dpp", 0.0))
+    assert as_it_is.recommendations.equals(plain.recommendations)
 
 
 @pytest.mark.parametrize("epochs", [0, 2])

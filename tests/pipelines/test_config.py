@@ -107,6 +107,14 @@ def test_a_least_job_file_gets_the_defaults(path):
         },
         "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar", "noise": "chacha"},
         "model": {"retrain": None, "rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
+        "diversity": {
+            "method": "none",
+            "trade_off": 0.3,
+            "max_per_category": None,
+            "category_feature": None,
+            "serendipity": False,
+            "candidates": 200,
+        },
         "evaluation": {"data": "private", "held_out_share": 0.2, "test_start": None, "seed": 0},
         "publish": {"keep_versions": 5},
         "runner": {
@@ -246,6 +254,18 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
     ("flags", "message"),
     [
         pytest.param(["--privacy.total_epsilon", "0"], r"privacy\.total_epsilon = 0: .* greater than 0", id="epsilon 0"),
+        pytest.param(["--diversity.method", "max"], r"diversity\.method = 'max': .* 'none', 'mmr' or 'dpp'", id="diversity by"),
+        pytest.param(
+            ["--diversity.trade_off", "1.1"], r"diversity\.trade_off = 1\.1: .* less than or equal to 1", id="trade-off"
+        ),
+        pytest.param(
+            ["--diversity.max_per_category", "2"], "diversity: max_per_category needs category_feature", id="cap of nothing"
+        ),
+        pytest.param(
+            ["--diversity.category_feature", "genre"],
+            r"diversity\.category_feature = 'genre' is not among catalogue\.features = \[\]",
+            id="category of no catalogue",
+        ),
         pytest.param(["--privacy.total_epsilon", "-1"], r"privacy\.total_epsilon = -1: .* greater than 0", id="epsilon -1"),
         pytest.param(["--privacy.total_epsilon", "nan"], r"privacy\.total_epsilon = nan: .* finite", id="epsilon NaN"),
         pytest.param(["--privacy.total_epsilon", "inf"], r"privacy\.total_epsilon = inf: .* finite", id="epsilon infinite"),

@@ -45,6 +45,7 @@ def test_measures_models_on_users_that_they_have_not_seen(capsys, world):
     assert recall["without noise"]["low"] > recall["popularity"]["high"]
     assert sum(part["items"] for part in found["slices"].values()) == 100
     assert found["diversity_of"] == "catalogue features"
+    assert found["audit"] == {}
 
 
 def test_asks_the_same_users_again_whatever_the_noise(capsys, world):
@@ -77,6 +78,37 @@ def test_shows_a_table(capsys, world):
     assert [row.split("  ")[0] for row in rows[:7]] == names
     assert all(re.search(r"  0\.\d{4} \[0\.\d{4}, 0\.\d{4}\]", row) for row in rows[:3])
     assert [row.split()[0] for row in rows[8:]] == ["Recall@5", "head", "torso", "tail", "cold"]
+
+
+DIVERSE = ["--diversity.method", "mmr", "--diversity.category_feature", "genre", "--diversity.trade_off"]
+
+
+def test_shows_what_re_ranking_costs_and_does(capsys, world):
+    found = report(capsys, str(world), *DIVERSE, "0.6", "--diversity.max_per_category", "4")
+    assert list(found["metrics"]["ndcg"]) == [*MODELS, "re-ranked"]
+    diversity, tail = found["metrics"]["intra_list_diversity"], found["audit"]["tail_share"]
+    assert diversity["re-ranked"]["low"] > diversity["epsilon 1"]["high"]
+    assert list(tail) == ["epsilon 1", "re-ranked"]
+    assert found["audit"]["diversity"]["re-ranked"] > found["audit"]["diversity"]["epsilon 1"]
+    shares = found["audit"]["category_shares"]
+    for model in tail:
+        assert sum(share[model] for share in shares.values()) == pytest.approx(1)
+    # 4 of a list of 20 at most; lists that are shorter for it have larger shares.
+    assert max(share["re-ranked"] for share in shares.values()) < max(share["epsilon 1"] for share in shares.values())
+    assert cli.main(["evaluate", str(world), *DIVERSE, "0.2"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    start = shown.index(next(line for line in shown if line.startswith("audit")))
+    assert re.split(r"\s{2,}", shown[start]) == ["audit", "epsilon 1", "re-ranked"]
+    assert [line.split("  ")[0] for line in shown[start + 1 : start + 4]] == [
+        "Gini of exposure", "share of the long tail", "diversity, as re-ranked by",
+    ]  # fmt: skip
+    assert all(re.match(r"share of [a-z ]+ {2,}0\.\d{4}  ", line) for line in shown[start + 4 :])
+
+
+def test_a_trade_off_of_0_changes_nothing(capsys, world):
+    found = report(capsys, str(world), *DIVERSE, "0")
+    for values in found["metrics"].values():
+        assert values["re-ranked"] == values["epsilon 1"]
 
 
 def test_keeps_and_charges_nothing(capsys, world):
