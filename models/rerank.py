@@ -117,6 +117,9 @@ def describe(
             together are the head (see `evaluation.slices`), all others the long tail.
         catalogue: public. Without one, or without features in it, embeddings are all that is compared.
         category_feature: one of the catalogue's features; of a list of values the first is the category. None: no categories.
+
+    Raises:
+        KeyError: the catalogue has no such column.
     """
     halves = [_unit(embeddings)]
     if catalogue is not None and catalogue.kinds:

@@ -40,6 +40,9 @@ SHOWN_CATEGORIES = 20
 NO_NOISE = 1e-6
 """The noise multiplier of the model "without noise": the same steps, and nothing that anybody could see of it."""
 
+Figures = dict[str, dict[str, float]]
+"""By name and model."""
+
 log = logging.getLogger(__name__)
 
 
@@ -57,8 +60,8 @@ class Report(NamedTuple):
     facts: dict[str, Any]
     metrics: dict[str, dict[str, evaluation.Interval | float]]
     slices: dict[str, tuple[int, int, dict[str, evaluation.Interval | None]]]
-    audit: dict[str, dict[str, float]]
-    category_shares: dict[str, dict[str, float]]
+    audit: Figures
+    category_shares: Figures
 
 
 class _Release(NamedTuple):
@@ -114,7 +117,7 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
         WITHOUT_NOISE: _model(job, _release(_without_noise(planned), trained_on), public, place).scores,
     }
     lists = {name: ranking.rank(score, asked.history, k) for name, score in scores.items()}
-    audit: tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]] = ({}, {})
+    audit: tuple[Figures, Figures] = ({}, {})
     if (diversity := job.diversity.settings) is not None:
         known = np.maximum(popularity, 0)  # -inf: not released
         items = rerank.describe(ids.to_pylist(), model.vectors, known, public, diversity.category_feature)
@@ -273,9 +276,7 @@ def _reranked(
     return rerank.rerank(candidates, scores, items, k, settings)
 
 
-def _audit(
-    lists: Mapping[str, np.ndarray], items: rerank.Items, asked: _Asked
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+def _audit(lists: Mapping[str, np.ndarray], items: rerank.Items, asked: _Asked) -> tuple[Figures, Figures]:
     """What lists are like, by figure and model, and the shares of categories; the long tail is that of the training users."""
     item_users = np.bincount(asked.train.indices, minlength=asked.train.shape[1])
     items = items._replace(is_tail=~evaluation.slices(item_users)["head"])

@@ -20,7 +20,7 @@ import duckdb
 import numpy as np
 import scipy.sparse as sp
 
-from tests.bench import counts, formats, whole
+from tests.bench import counts, formats, rerank, whole
 from transforms.privacy import noise
 from transforms.release import cooccurrence
 
@@ -118,6 +118,7 @@ def main(argv: list[str]) -> None:
         measured = {
             "noise": draws(),
             "formats": formats.measure(),
+            "rerank": rerank.on_one_core(),
             "cooccurrence": pairs(),
             "counts": counts.against_plain(pathlib.Path(directory), 5_000_000, 200_000),
             "growth": growth(pathlib.Path(directory)),
@@ -133,6 +134,10 @@ def main(argv: list[str]) -> None:
         ("bytes an event through the shuffle", measured["counts"]["shuffle_bytes_per_event"], ""),
         ("JSON messages: times json.loads's rate", measured["formats"]["json_times_loads"], ""),
         ("Avro messages: times fastavro's rate", measured["formats"]["avro_times_fastavro"], ""),
+        *(
+            (f"1,000 lists of 20 of 200, {method}, d = 128, s", measured["rerank"]["128"][method]["seconds"], "< 1")
+            for method in ("mmr", "dpp")
+        ),
         ("whole job, 20M events, 5,000 items: seconds", measured["whole_job"]["total"], ""),
     ]
     for work, value, goal in goals:
