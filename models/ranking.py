@@ -34,6 +34,22 @@ def fold_in(item: np.ndarray, history: np.ndarray, bias: np.ndarray | float, col
     return score
 
 
+def linear(weights: np.ndarray, columns: np.ndarray) -> Scores:
+    """Scores by the sum of the history's rows of weights.
+
+    Args:
+        weights: (n, n), from the items of a history to the items to rank.
+        columns: (n,), where in the matrices these items are; items elsewhere can't be recommended.
+    """
+
+    def score(seen: sp.csr_matrix) -> np.ndarray:
+        scores = np.full(seen.shape, -np.inf, np.float32)
+        scores[:, columns] = seen[:, columns] @ weights
+        return scores
+
+    return score
+
+
 def rank(score: Scores, histories: sp.csr_matrix, k: int) -> np.ndarray:
     """Returns each user's k best items, best first, int64 (n_users, k); equal scores by column, NO_ITEM in empty places.
 

@@ -42,17 +42,43 @@ def fit(matrix: np.ndarray, scores: np.ndarray, noise_sd: float, max_rank: int =
     Raises:
         ValueError: an argument breaks its rule.
     """
-    if scores.shape != matrix.shape[:1] or not np.isfinite(scores).all():
-        raise ValueError(f"fit: scores must be finite, one for each of the {len(matrix)} rows, not {scores.shape}.")
-    spectrum = denoise.denoise(matrix, noise_sd, max_rank)
+    _check(matrix, scores)
+    return from_spectrum(denoise.denoise(matrix, noise_sd, max_rank), matrix, scores)
+
+
+def from_spectrum(spectrum: denoise.Spectrum, matrix: np.ndarray, scores: np.ndarray) -> Embeddings:
+    """Returns the embeddings of n items whose tastes are known, however they were told from the noise; d is at least 1.
+
+    Args:
+        spectrum: of the signal in `matrix`.
+        matrix: (n, n), noisy: only its diagonal is read.
+        scores: (n,) noisy popularity.
+
+    Raises:
+        ValueError: `scores` breaks its rule.
+    """
+    _check(matrix, scores)
     if not len(spectrum.values):
         spectrum = _popularity(scores)
-    # The mean of the diagonal is how much of itself an item explains; the noise on it averages out.
-    own = max(float(np.trace(matrix)) / len(matrix), 1e-9) * relative(scores, scores) ** OWN_POWER
-    tastes = spectrum.vectors * np.sqrt(spectrum.values)
+    return factor_scores(spectrum.vectors * np.sqrt(spectrum.values), own_variance(matrix, scores))
+
+
+def factor_scores(tastes: np.ndarray, own: np.ndarray) -> Embeddings:
+    """Returns the embeddings of U = `tastes` (n, d) and the diagonal of D = `own` (n,): see the module's equation."""
     explained, rotation = np.linalg.eigh(tastes.T @ (tastes / own[:, None]))
     item = (tastes @ rotation[:, ::-1]) / np.sqrt(1 + explained[::-1])
     return Embeddings(item, item / own[:, None])
+
+
+def own_variance(matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Returns D, (n,): what of an item no taste explains. Arguments as `from_spectrum`."""
+    # The mean of the diagonal is how much of itself an item explains; the noise on it averages out.
+    return max(float(np.trace(matrix)) / len(matrix), 1e-9) * relative(scores, scores) ** OWN_POWER
+
+
+def _check(matrix: np.ndarray, scores: np.ndarray) -> None:
+    if scores.shape != matrix.shape[:1] or not np.isfinite(scores).all():
+        raise ValueError(f"fit: scores must be finite, one for each of the {len(matrix)} rows, not {scores.shape}.")
 
 
 def relative(scores: np.ndarray, known: np.ndarray) -> np.ndarray:

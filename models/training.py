@@ -6,7 +6,7 @@ Reads noisy aggregates and the public catalogue, never events: post-processing, 
 import collections.abc
 import dataclasses
 import logging
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from data import tables
 from data.catalogue import Catalogue
-from models import features, hybrid, ranking, rerank, spectral
+from models import denoise, features, hybrid, ranking, rerank, signals, spectral
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Settings:
         top_k: recommendations an item.
         seed: of WARP.
         threads: of WARP; more than one is faster and not reproducible.
+        signal: how the matrix's signal is told from its noise, a name in `models.signals`.
 
     Raises:
         ValueError: a field breaks its rule.
@@ -52,6 +53,7 @@ class Settings:
     top_k: int = 20
     seed: int = 0
     threads: int = 1
+    signal: Literal["low-rank", "prior", "stacked"] = "low-rank"
 
     def __post_init__(self) -> None:
         for name in ("rank", "neighbours", "top_k", "threads"):
@@ -62,6 +64,44 @@ class Settings:
                 raise ValueError(f"Settings: {name} must not be negative, not {getattr(self, name)}.")
         if not 0 < self.learning_rate <= 1:
             raise ValueError(f"Settings: learning_rate must be in (0, 1], not {self.learning_rate}.")
+        if self.signal not in signals.BY_NAME:
+            raise ValueError(f"Settings: signal must be one of {sorted(signals.BY_NAME)}, not {self.signal!r}.")
+
+
+class Released(NamedTuple):
+    """All that a model may know: noisy aggregates and public features.
+
+    Attributes:
+        ids: N items, those released first, then the catalogue's others.
+        scores: (n,), n <= N, noisy popularity of the items released.
+        known: (m,), rows in `ids` of the items that `matrix` is of, in its order.
+        matrix: (m, m), noisy co-occurrences.
+        noise_sd: of `matrix` off its diagonal.
+        feature_names: f names, the last is ALL_ITEMS.
+        loadings: (N, f), the items' features.
+    """
+
+    ids: list[str]
+    scores: np.ndarray
+    known: np.ndarray
+    matrix: np.ndarray
+    noise_sd: float
+    feature_names: list[str]
+    loadings: sp.csr_matrix
+
+    def popularity(self) -> np.ndarray:
+        """Returns how popular each of the N items counts, positive, 1: an average known item; see COLD_SHARE."""
+        return _popularity(self.scores, self.known, len(self.ids))
+
+    def spectrum(self, signal: str, rank: int) -> denoise.Spectrum:
+        """Returns at most `rank` eigenpairs of the matrix's signal, told from the noise by `models.signals.BY_NAME[signal]`."""
+        scores = self.scores[self.known]
+        own_features = sp.csr_matrix(self.loadings[self.known][:, :-1])
+        return signals.BY_NAME[signal](self.matrix, self.noise_sd, spectral.relative(scores, scores), own_features, rank)
+
+    def embeddings(self, signal: str, rank: int) -> spectral.Embeddings:
+        """Returns the spectral model's embeddings of the known items."""
+        return spectral.from_spectrum(self.spectrum(signal, rank), self.matrix, self.scores[self.known])
 
 
 class Trained(NamedTuple):
@@ -95,36 +135,16 @@ def train(
     Raises:
         ValueError: the tables contradict their schemas or each other.
     """
-    released = _check_items(items)
-    known = _known_rows(items)
-    if not len(known):
-        return _untrained(_all_ids(released, catalogue), items)
-    matrix = _matrix(pairs, len(known))
-    log.info("denoising the co-occurrence of %d items", len(known))
-    scores = items["score"].to_numpy()
-    embeddings = spectral.fit(matrix, scores[known], noise_sd, settings.rank)
-
-    ids = _all_ids(released, catalogue)
-    feature_names, loadings = _features(ids, catalogue)
-    popularity = _popularity(scores, known, len(ids))
-    log.info("starting %d items from it, through %d features", len(ids), len(feature_names))
-    # As D^-1 E on the history's side (models.spectral), so its loadings.
-    model = hybrid.warm_start(
-        embeddings,
-        known,
-        sp.csr_matrix(sp.diags(popularity) @ loadings),
-        sp.csr_matrix(sp.diags(popularity ** (1 - spectral.OWN_POWER)) @ loadings),
-    )
-    if settings.epochs:
-        log.info("training %d epoch(s) of WARP", settings.epochs)
-        near = hybrid.neighbours(embeddings, settings.neighbours)
-        near = sp.coo_matrix((near.data, (known[near.row], known[near.col])), shape=(len(ids), len(ids)))
-        model = hybrid.train(model, near, settings.epochs, settings.learning_rate, settings.seed, settings.threads)
+    released = read(items, pairs, noise_sd, catalogue)
+    ids, feature_names = released.ids, released.feature_names
+    if not len(released.known):
+        return _untrained(ids, items)
+    model = fit(released, settings)
     item, history = _float32(model.item.representation()), _float32(model.history.representation())
     bias = _float32(model.item_bias())
     reranking = None
     if diversity is not None:
-        popularity = np.concatenate([scores, np.zeros(len(ids) - len(scores))])
+        popularity = np.concatenate([released.scores, np.zeros(len(ids) - len(released.scores))])
         reranking = diversity, rerank.describe(ids, item, popularity, catalogue, diversity.category_feature)
     return Trained(
         _embedding_table(ids, item, history, bias, tables.EMBEDDINGS),
@@ -136,8 +156,40 @@ def train(
             tables.FEATURE_EMBEDDINGS,
         ),
         recommend(ids, item, history, bias, settings.top_k, reranking),
-        _popular(released, scores),
+        _popular(ids[: items.num_rows], released.scores),
     )
+
+
+def read(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogue | None) -> Released:
+    """Returns what the released tables and the public catalogue say, as arrays. Arguments and errors as `train`."""
+    released = _check_items(items)
+    known = _known_rows(items)
+    # Where nothing passed the threshold there are no pairs to look at.
+    matrix = _matrix(pairs, len(known)) if len(known) else np.empty((0, 0))
+    ids = _all_ids(released, catalogue)
+    return Released(ids, items["score"].to_numpy(), known, matrix, noise_sd, *_features(ids, catalogue))
+
+
+def fit(released: Released, settings: Settings) -> hybrid.Model:
+    """Returns the hybrid model of all items, trained; `released` must have known items."""
+    known, loadings, n = released.known, released.loadings, len(released.ids)
+    log.info("denoising the co-occurrence of %d items", len(known))
+    embeddings = released.embeddings(settings.signal, settings.rank)
+    popularity = released.popularity()
+    log.info("starting %d items from it, through %d features", n, len(released.feature_names))
+    # As D^-1 E on the history's side (models.spectral), so its loadings.
+    model = hybrid.warm_start(
+        embeddings,
+        known,
+        sp.csr_matrix(sp.diags(popularity) @ loadings),
+        sp.csr_matrix(sp.diags(popularity ** (1 - spectral.OWN_POWER)) @ loadings),
+    )
+    if not settings.epochs:
+        return model
+    log.info("training %d epoch(s) of WARP", settings.epochs)
+    near = hybrid.neighbours(embeddings, settings.neighbours)
+    near = sp.coo_matrix((near.data, (known[near.row], known[near.col])), shape=(n, n))
+    return hybrid.train(model, near, settings.epochs, settings.learning_rate, settings.seed, settings.threads)
 
 
 def _untrained(ids: list[str], items: pa.Table) -> Trained:

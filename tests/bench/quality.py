@@ -28,7 +28,7 @@ from scipy import stats
 
 from data import synthetic, tables
 from data.catalogue import Catalogue, FeatureKind
-from models import evaluation, ranking, spectral, training
+from models import ease, evaluation, ranking, spectral, training
 from transforms.privacy import budget
 from transforms.release import cooccurrence, selection
 
@@ -106,7 +106,14 @@ def _matrix(table: pa.Table, user: str, item: str) -> tuple[sp.csr_matrix, pa.Ar
     return rows, items.dictionary
 
 
-def release(rows: sp.csr_matrix, ids: list[str], total: budget.Budget, max_items: int | None, seed: int) -> Release:
+def release(
+    rows: sp.csr_matrix,
+    ids: list[str],
+    total: budget.Budget,
+    max_items: int | None,
+    seed: int,
+    most_items: int = cooccurrence.MAX_ITEMS,
+) -> Release:
     """Simulates a release of counts, selection and co-occurrence with the noise of the budget's shares."""
     rng = np.random.default_rng([seed, 1])
     sigmas = budget.noise_multipliers(total, SHARES)
@@ -114,7 +121,7 @@ def release(rows: sp.csr_matrix, ids: list[str], total: budget.Budget, max_items
     scores = exact + rng.normal(0, sigmas[budget.SELECTION], len(exact))
     order = np.argsort(-scores, kind="stable")
     sigma = sigmas[budget.COOCCURRENCE]
-    kept = max_items or selection.items_to_keep(scores[order], sigma / math.sqrt(2), rows.shape[0], cooccurrence.MAX_ITEMS)
+    kept = max_items or selection.items_to_keep(scores[order], sigma / math.sqrt(2), rows.shape[0], most_items)
     quantised = cooccurrence.quantise_rows(rows[:, order[:kept]].tocsr())
     matrix = cooccurrence.exact_sums(quantised) * 2.0**-cooccurrence.GRID_BITS
     upper = np.triu(rng.normal(0, sigma / math.sqrt(2), matrix.shape), 1)
@@ -194,8 +201,8 @@ def public_models(split: Split) -> collections.abc.Iterator[tuple[str, ranking.S
     every = np.arange(n)
     gram = (rows.T @ rows).toarray().astype(np.float32)
     for penalty in EASE_PENALTIES:
-        weights = ease(gram, penalty)
-        yield f"EASE, penalty {penalty}", lambda seen, weights=weights: seen @ weights
+        weights = ease.weights(gram, penalty)
+        yield f"EASE, penalty {penalty}", ranking.linear(weights, every)
     sizes = np.sqrt(np.maximum(1, np.asarray(rows.sum(1)).ravel()))
     scaled = sp.csr_matrix(sp.diags(1 / sizes) @ rows)
     scores = np.asarray(scaled.sum(0)).ravel()
@@ -210,16 +217,6 @@ def public_models(split: Split) -> collections.abc.Iterator[tuple[str, ranking.S
         # EASE in closed form on the low-rank matrix: no item recommends itself.
         apart = item / np.maximum(1 - (item**2).sum(1, keepdims=True), 0.05)
         yield f"low-rank EASE, penalty {penalty}", ranking.fold_in(apart, item, 0.0, every)
-
-
-def ease(gram: np.ndarray, penalty: float) -> np.ndarray:
-    """Returns EASE's weights (n_items, n_items), Steck 2019, equation 8, from the float32 Gram matrix."""
-    factor, _ = scipy.linalg.lapack.spotrf(gram + penalty * np.eye(len(gram), dtype=np.float32), lower=1)
-    lower = np.tril(scipy.linalg.lapack.spotri(factor, lower=1)[0])
-    precision = lower + np.tril(lower, -1).T
-    weights = -precision / np.diag(precision)
-    np.fill_diagonal(weights, 0)
-    return weights
 
 
 def measure(data: Data, arguments: argparse.Namespace, seed: int) -> dict[str, float]:

@@ -56,6 +56,41 @@ def test_keeps_at_most_max_rank_and_leaves_its_input_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shrink", "expected"),
+    [
+        (module.at_the_edge, [0.0, 0.0, 1.5]),
+        (module.debias, [0.0, 0.0, 2.0]),
+        (module.keep, [0.0, 0.0, 2.5]),
+        (module.before_the_edge, [0.0, 0.6, (6.25 - 3.24) ** 0.5]),
+    ],
+)
+def test_shrinks_an_eigenvalue_as_the_equation_says(shrink: module.Shrink, expected: list[float]) -> None:
+    # n = 4, sd 0.5: the edge is 2; t = 2 shows up at 2.5, and its best weight is t - edge^2 / 4t = 1.5.
+    assert module.noise_edge(0.5, 4) == 2
+    assert shrink(np.array([1.7, 3.6**0.5, 2.5]), 2.0) == pytest.approx(expected)
+
+
+def test_the_best_weight_in_frobenius_norm_has_the_least_error() -> None:
+    rng = np.random.default_rng(5)
+    signal, _ = planted(rng, [2.5 * N**0.5, 1.5 * N**0.5])
+    noisy = signal + wigner(rng, 1.0)
+
+    def error(shrink: module.Shrink) -> float:
+        return float(np.linalg.norm(denoise(noisy, 1.0, shrink=shrink).matrix() - signal))
+
+    best = error(module.at_the_edge)
+    assert best < min(error(module.debias), error(module.keep))
+    assert best < np.linalg.norm(signal)
+
+
+def test_the_largest_eigenpairs_of_a_clean_matrix_are_as_they_are() -> None:
+    matrix = np.diag([3.0, -5.0, 0.0, 1.0])
+    spectrum = module.largest(matrix, 3)
+    assert spectrum.values.tolist() == [3, 1]
+    assert spectrum.matrix() == pytest.approx(np.diag([3.0, 0, 0, 1]))
+
+
+@pytest.mark.parametrize(
     ("matrix", "noise_sd", "max_rank", "message"),
     [
         (np.zeros((2, 3)), 1.0, 1, r"matrix must be square and not empty, not of shape \(2, 3\)"),

@@ -1,0 +1,88 @@
+"""Models by name, behind one small interface: fit on what was released, then score histories.
+
+A `Fit` takes `training.Released` (noisy aggregates, public features) and where its items are in the matrices of histories; it
+returns `ranking.Scores`. No model sees an event. Items that a model knows nothing of have a score of -inf.
+"""
+
+import collections.abc
+import functools
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from models import ease, ensemble, ranking, training
+from models import spectral as spectral_model
+
+DEFAULT = training.Settings()
+
+
+class Fit(Protocol):
+    """Makes scores of a release; `columns` (N,): where in the matrices of histories the items `released.ids` are."""
+
+    def __call__(self, released: training.Released, columns: np.ndarray) -> ranking.Scores: ...
+
+
+def popularity(released: training.Released, columns: np.ndarray) -> ranking.Scores:
+    """The noisy scores, the same for everybody."""
+    shown = columns[: len(released.scores)]
+
+    def score(seen: sp.csr_matrix) -> np.ndarray:
+        scores = np.full(seen.shape, -np.inf)
+        scores[:, shown] = released.scores
+        return scores
+
+    return score
+
+
+def content(released: training.Released, columns: np.ndarray) -> ranking.Scores:
+    """An item's features by those of the history: factor scores whose tastes are the features, U = popularity^(1/2) F.
+
+    All items; the noisy scores say which are popular, and the matrix's diagonal on average what an item has of its own. Nothing
+    else is asked of the matrix.
+    """
+    features, popularity = released.loadings[:, :-1].toarray().astype(np.float64), released.popularity()
+    own = (
+        spectral_model.own_variance(released.matrix, released.scores[released.known]).mean()
+        * popularity**spectral_model.OWN_POWER
+    )
+    found = spectral_model.factor_scores(np.sqrt(popularity)[:, None] * features, own)
+    return ranking.fold_in(found.item, found.history, 0.0, columns)
+
+
+def spectral(
+    released: training.Released, columns: np.ndarray, signal: str = "low-rank", rank: int = DEFAULT.rank
+) -> ranking.Scores:
+    """Factor scores of the known items (`models.spectral`) from the signal of that name (`models.signals`)."""
+    embeddings = released.embeddings(signal, rank)
+    return ranking.fold_in(embeddings.item, embeddings.history, 0.0, columns[released.known])
+
+
+def shallow(released: training.Released, columns: np.ndarray) -> ranking.Scores:
+    """EASE on the known items (`models.ease`)."""
+    return ranking.linear(ease.fit(released.matrix, released.noise_sd), columns[released.known])
+
+
+def hybrid(released: training.Released, columns: np.ndarray, settings: training.Settings = DEFAULT) -> ranking.Scores:
+    """LightFM's hybrid of all items (`models.hybrid`), from a spectral start."""
+    model = training.fit(released, settings)
+    return ranking.fold_in(model.item.representation(), model.history.representation(), model.item_bias(), columns)
+
+
+def blend(released: training.Released, columns: np.ndarray) -> ranking.Scores:
+    """Hybrid from the stacked signal and content, weighed by `models.ensemble`."""
+    return ensemble.fit([_STACKED, content], released, columns, seed=0)
+
+
+_STACKED = functools.partial(hybrid, settings=training.Settings(signal="stacked"))
+BY_NAME: collections.abc.Mapping[str, Fit] = {
+    "popularity": popularity,
+    "content": content,
+    "EASE": shallow,
+    "spectral, low-rank": spectral,
+    "spectral, prior": functools.partial(spectral, signal="prior"),
+    "spectral, stacked": functools.partial(spectral, signal="stacked"),
+    "hybrid, low-rank (default)": hybrid,
+    "hybrid, stacked": _STACKED,
+    "ensemble": blend,
+}
