@@ -11,14 +11,12 @@ import contextlib
 import dataclasses
 import fcntl
 import io
-import os
 import pathlib
 import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import duckdb
 import numpy as np
@@ -110,20 +108,13 @@ def publish(store: pathlib.Path, contents: Contents, keep_versions: int, before:
     versions = store / "versions"
     versions.mkdir(parents=True, exist_ok=True)
     with _only_publisher(versions):
-        for abandoned in versions.glob(".publishing-*"):  # by a publisher that was killed: we hold the lock
-            shutil.rmtree(abandoned, ignore_errors=True)
         if before not in (None, current(store)):
             raise OvertakenError(f"{store}: version {current(store)} was published meanwhile.")
-        with tempfile.TemporaryDirectory(prefix=".publishing-", dir=versions) as directory:
-            draft = pathlib.Path(directory) / "draft.duckdb"
+        with _draft(versions) as draft:
             write(draft, contents)
-            draft.chmod(0o444)
-            sync(draft)
+            _seal(draft)
             version = _number(draft, versions)
-        sync(versions)
-        _make_current(store, version)
-        for old in _published(versions)[:-keep_versions]:
-            old.unlink()
+        _make_current(store, version, keep_versions)
     return version
 
 
@@ -146,17 +137,13 @@ def install(store: pathlib.Path, number: int, fetch: Callable[[io.BufferedRandom
     with _only_publisher(versions):
         if current(store) < number:
             version = versions / f"{number}.duckdb"
-            with tempfile.NamedTemporaryFile(prefix=".publishing-", dir=versions) as draft:
-                fetch(cast(io.BufferedRandom, draft))
-                draft.flush()
-                os.fchmod(draft.fileno(), 0o444)
-                os.fsync(draft.fileno())
+            with _draft(versions) as draft:
+                with draft.open("w+b") as file:
+                    fetch(file)
+                _seal(draft)
                 version.unlink(missing_ok=True)  # that of a crash
-                version.hardlink_to(draft.name)
-            sync(versions)
-            _make_current(store, version)
-            for old in _published(versions)[:-keep_versions]:
-                old.unlink()
+                version.hardlink_to(draft)
+            _make_current(store, version, keep_versions)
     return (store / CURRENT).resolve()
 
 
@@ -201,6 +188,20 @@ def _only_publisher(versions: pathlib.Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _draft(versions: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the path for a draft, for whoever holds the lock; it goes at the end, and those of killed publishers before."""
+    for abandoned in versions.glob(".publishing-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=versions) as directory:
+        yield pathlib.Path(directory) / "draft.duckdb"
+
+
+def _seal(draft: pathlib.Path) -> None:
+    draft.chmod(0o444)
+    sync(draft)
+
+
 def _published(versions: pathlib.Path) -> list[pathlib.Path]:
     """The versions, oldest first."""
     found = [(int(match[1]), path) for path in versions.iterdir() if (match := _VERSION.fullmatch(path.name))]
@@ -221,12 +222,16 @@ def _number(draft: pathlib.Path, versions: pathlib.Path) -> pathlib.Path:
             return version
 
 
-def _make_current(store: pathlib.Path, version: pathlib.Path) -> None:
+def _make_current(store: pathlib.Path, version: pathlib.Path, keep_versions: int) -> None:
+    """Has people query a version that is there, and deletes all but the newest."""
+    sync(version.parent)
     link = store / f".{CURRENT}.next"
     link.unlink(missing_ok=True)
     link.symlink_to(version.relative_to(store))
     link.replace(store / CURRENT)
     sync(store)
+    for old in _published(version.parent)[:-keep_versions]:
+        old.unlink()
 
 
 def write(path: pathlib.Path, contents: Contents) -> None:

@@ -97,9 +97,10 @@ class Store:
             releases: the ledger's, of all that is here (`check`).
         """
         named = {release["attempt"]: release["release_id"] for release in releases if release["status"] == PUBLISHED}
-        attempts = self.attempts()
+        attempts, there = self.attempts(), self.release_ids()
         for attempt in attempts & named.keys():
-            self.show(named[attempt], attempt)
+            if named[attempt] not in there:
+                self.show(named[attempt], attempt)
         for attempt in attempts - named.keys():
             self.discard(attempt)
 

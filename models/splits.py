@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from data import hashing
+
 HIDDEN_ONE_IN = 5
 """Of a held-out user's items one in so many is hidden, rounded down: the model folds in the other 80 %."""
 
@@ -73,7 +75,7 @@ def by_users(met: Interactions, share: float, seed: int) -> Split:
     _, place, sizes = np.unique(met.user, return_inverse=True, return_counts=True)
     n_hidden = (sizes // HIDDEN_ONE_IN)[place]
     is_asked = is_out & (n_hidden > 0)
-    order = np.lexsort((_uniform(met.user ^ _mix(met.item.astype(np.uint64)), seed, _ITEMS), place))
+    order = np.lexsort((_uniform(met.user ^ hashing.mix(met.item.astype(np.uint64)), seed, _ITEMS), place))
     rank = np.empty(len(place), np.int64)
     rank[order] = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     is_hidden = rank < n_hidden
@@ -114,12 +116,5 @@ def matrix(met: Interactions, rows: np.ndarray, users: np.ndarray, n_items: int)
 
 def _uniform(numbers: np.ndarray, seed: int, stream: int) -> np.ndarray:
     """Returns a hash of each number under a key, as a double in [0, 1)."""
-    key = _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(stream))
-    return (_mix(_mix(numbers.astype(np.uint64)) ^ key) >> np.uint64(11)) * 2.0**-53
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit changes half of the output bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    key = hashing.mix(hashing.mix(np.array([seed], np.uint64)) ^ np.uint64(stream))
+    return (hashing.mix(hashing.mix(numbers.astype(np.uint64)) ^ key) >> np.uint64(11)) * 2.0**-53

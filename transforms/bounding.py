@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
-from data import events
+from data import events, hashing
 from transforms import coders, codes, spill, threads
 from transforms.privacy import keyed_hash
 
@@ -118,7 +118,7 @@ def drop_repeats(batch: pa.Table) -> pa.Table:
     """
     named = batch["event_id"].is_valid().to_numpy()
     event_ids = pc.fill_null(batch["event_id"], 0).to_numpy()
-    names = _mix(event_ids ^ _mix(codes.codes(batch, "privacy_id").astype(np.uint64)))
+    names = hashing.mix(event_ids ^ hashing.mix(codes.codes(batch, "privacy_id").astype(np.uint64)))
     sorted_names = np.sort(names[named])
     twice = sorted_names[1:][sorted_names[1:] == sorted_names[:-1]]
     if not len(twice):
@@ -212,7 +212,7 @@ def bound_partitions(rows: pa.Table, partition: Iterable[str], max_partitions_co
     hashed = user_hash(codes.values(rows, "privacy_id"))[user[index]]
     for column in partition:
         hashes = keyed_hash.keyed_hash(codes.values(rows, column), key)[:, 0]
-        hashed = _mix(hashed ^ hashes[codes.codes(rows, column)[index]])
+        hashed = hashing.mix(hashed ^ hashes[codes.codes(rows, column)[index]])
     kept = ~crowded
     kept[index] = _smallest(hashed, sizes, max_partitions_contributed)
     return rows.filter(pa.array(kept))
@@ -292,13 +292,6 @@ def user_hash(privacy_ids: pa.FixedSizeBinaryArray) -> np.ndarray:
     """The first 8 of each pseudonym's 16 bytes, uint64."""
     words = np.frombuffer(privacy_ids.buffers()[1], "<u8")
     return words[2 * privacy_ids.offset :][: 2 * len(privacy_ids) : 2]
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit changes half of the output bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def merge_bucket(
