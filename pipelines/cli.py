@@ -299,12 +299,12 @@ def _releases(job: "config.Job", beam_flags: list[str], arguments: argparse.Name
 
 
 def _time(text: str) -> dt.datetime:
-    from pipelines import config
+    from pipelines import config, sections
 
     if text == "now":
         return dt.datetime.now(dt.UTC)
     try:
-        return config.utc(dt.datetime.fromisoformat(text))
+        return sections.utc(dt.datetime.fromisoformat(text))
     except ValueError as error:
         raise config.JobFileError(f"--until {text}: must be now, or a time such as 2025-12-31T08:00:00Z.") from error
 

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.options import pipeline_options
 
 from data import errors
-from pipelines import config
+from pipelines import config, sections
 from runners import direct, flink, flink_rest
 
 _RETRIES = "--number_of_execution_retries"
@@ -81,14 +81,14 @@ def options(
 
 
 def _stream_options(
-    section: config.RunnerSection, flags: list[str], beam_flags: Sequence[str], directory: Path | None
+    section: sections.RunnerSection, flags: list[str], beam_flags: Sequence[str], directory: Path | None
 ) -> pipeline_options.PipelineOptions:
     if section.checkpoint_seconds is None:
         return flink.options([*flags, *_NO_CHECKPOINTS, *beam_flags], section.parallelism, streaming=True)
     return flink.options([*flags, *beam_flags], section.parallelism, True, section.checkpoint_seconds, directory)
 
 
-def _environment(section: config.RunnerSection) -> list[str]:
+def _environment(section: sections.RunnerSection) -> list[str]:
     """Where steps in Python run, and where what they need lies meanwhile."""
     if section.environment == "loopback":
         return []

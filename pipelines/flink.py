@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data import errors, state
-from pipelines import config
+from pipelines import config, sections
 from runners import background, cluster, flink_rest
 
 PORT = 8081
@@ -79,7 +79,7 @@ class Cluster:
 def of_job(job: config.Job) -> Cluster | None:
     """Asks the cluster that the job runs on; None: it has none."""
     master = job.runner.master
-    if master == config.LOCAL_FLINK:
+    if master == sections.LOCAL_FLINK:
         return None
     rest, names = flink_rest.Flink(master), {part.job.name for part in job.parts}
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data import errors, state
-from pipelines import config
+from pipelines import config, sections
 from runners import background
 from runners import kafka as local
 from transforms.ingest import kafka_client
@@ -114,7 +114,7 @@ def init(job: config.Job) -> None:
         raise config.JobFileError("\n  ".join(["topics that are there don't do:", *wrong]))
 
 
-def topics(job: config.Job, kafka: config.KafkaSection) -> Iterator[Topic]:
+def topics(job: config.Job, kafka: sections.KafkaSection) -> Iterator[Topic]:
     """Yields the topics that the job names."""
     times = {"message.timestamp.type": "CreateTime" if kafka.allow_create_time else "LogAppendTime"}
     # By producers' times, events of long ago would be deleted at once.

@@ -9,7 +9,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from data import catalogue, files, ledger, store
-from pipelines import config
+from pipelines import config, sections
 from transforms import bounding, spill
 from transforms.ingest import (
     consent,
@@ -215,7 +215,7 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
     )
 
 
-def _of_topic(job: config.Job) -> tuple[config.KafkaSection, str]:
+def _of_topic(job: config.Job) -> tuple[sections.KafkaSection, str]:
     if job.kafka is None or job.source.topic is None:
         raise ValueError('the job has no topic: source.kind is not "kafka".')
     return job.kafka, job.source.topic

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data import errors, ledger, periods, store
-from pipelines import config, contract, flink, plan
+from pipelines import config, contract, flink, plan, sections
 from transforms.ingest import decode, kafka_client
 from transforms.privacy import filter as privacy_filter
 
@@ -396,7 +396,7 @@ def _numbers(job: config.Job, time: dt.datetime) -> tuple[int, int]:
 
 
 def _alerts(
-    limits: config.AlertsSection,
+    limits: sections.AlertsSection,
     partitions: Sequence[Partition],
     delay: float | None,
     last_run: Run | None,

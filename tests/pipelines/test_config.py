@@ -10,7 +10,7 @@ import typing
 import pydantic
 import pytest
 
-from pipelines import config
+from pipelines import config, sections
 
 LEAST = """\
 [job]
@@ -175,7 +175,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(path, monkeypatch
     path.write_text(LEAST + in_file)
     if variable:
         monkeypatch.setenv("SOTTOVOCE_MODEL__RANK", variable)
-    assert config.load(path, flags)[0].model == config.ModelSection(rank=rank)
+    assert config.load(path, flags)[0].model == sections.ModelSection(rank=rank)
 
 
 def test_a_flag_replaces_one_key_and_leaves_its_neighbours(path):
@@ -458,7 +458,7 @@ def test_a_file_that_is_not_text_is_not_toml(path):
         config.load(path)
 
 
-def sections() -> dict[str, type[pydantic.BaseModel]]:
+def all_sections() -> dict[str, type[pydantic.BaseModel]]:
     """The job file's sections; an optional one is given as a union with None."""
     found = {}
     for name, field in config.Job.model_fields.items():
@@ -479,12 +479,12 @@ def documented() -> dict[tuple[str, str], str]:
 
 
 def test_the_docs_name_every_key_and_no_other():
-    assert set(documented()) == {(name, key) for name, section in sections().items() for key in section.model_fields}
+    assert set(documented()) == {(name, key) for name, section in all_sections().items() for key in section.model_fields}
 
 
 def test_the_docs_tell_the_defaults():
     for (section, key), default in documented().items():
-        field = sections()[section].model_fields[key]
+        field = all_sections()[section].model_fields[key]
         if field.is_required():
             assert default == "required", (section, key)
         elif field.default is not None:

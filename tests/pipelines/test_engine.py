@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import cli, config, engine, release
+from pipelines import cli, config, engine, release, sections
 from tests.audit import trial
 from tests.pipelines import example
 from tests.pipelines.test_topics import until
@@ -22,7 +22,7 @@ def job(tmp_path) -> config.Job:
 
 
 def options(job: config.Job, section: dict, *flags: str, **more: Any) -> dict:
-    changed = job.model_copy(update={"runner": config.RunnerSection(**section)})
+    changed = job.model_copy(update={"runner": sections.RunnerSection(**section)})
     return engine.options(changed, flags, **more).get_all_options(retain_unknown_options=True)
 
 
