@@ -23,6 +23,8 @@ TABLES: Mapping[str, str] = {
     "privacy_ledger": "What each release spent: one row per noise mechanism. Protected: {protected}.",
     "privacy_periods": "What all releases of a budget period cost together, and what its contract allows. "
     "Protected: {protected}.",
+    "evaluations": "How well models did on users who were kept from them, in each evaluation: noisy means over these users. "
+    "Protected: {protected}. Each user's values are in [0, 1]; Gaussian noise is added to their sums and to the users' number.",
     "release_report": "The report of the release that the tables are from, line by line: what was released, with which limits "
     "and noise.",
 }
@@ -100,7 +102,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "window_end": "End of the window of event times it read (UTC), not included.",
         "unit": "What is protected: everything this unit did within one budget period can be added or taken away.",
         "period": "The budget period; losses add up over periods.",
-        "mechanism": "What got noise: selection, counts.users, counts.events or cooccurrence.",
+        "mechanism": "What got noise: selection, counts.users, counts.events, cooccurrence or evaluation.",
         "noise_kind": "Distribution of the noise.",
         "l2_sensitivity": "The most that one unit can change the result, as a Euclidean distance.",
         "noise_sd": "Standard deviation of the noise.",
@@ -120,6 +122,23 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "spent_delta": "Delta that goes with it.",
         "total_epsilon": "Epsilon that the contract allows in the period.",
         "total_delta": "Delta that the contract allows in the period.",
+    },
+    "evaluations": {
+        "window_start": "Start of the window of event times it read (UTC), included.",
+        "window_end": "End of the window of event times it read (UTC), not included.",
+        "release_id": "The evaluation: its id in privacy_ledger.",
+        "model": "What was evaluated: popularity (the items' scores of the release that the newest of these models was trained "
+        "on), or the kind of model.",
+        "version": "Number of the model in its store; null for popularity.",
+        "metric": "recall, ndcg or mrr, of lists of k items.",
+        "k": "Length of the lists.",
+        "value": "Mean over the users, from noisy figures; null where there are too few users for the noise.",
+        "low": "Lower end of the 95 % interval of the mean over users of this kind: it accounts for the noise and for which "
+        "users were asked. Each interval by itself.",
+        "high": "Upper end of the 95 % interval; see low.",
+        "users": "Noisy number of users who were asked: held out, with items enough. May be negative.",
+        "users_low": "Lower end of the 95 % interval of that number: it accounts for the noise.",
+        "users_high": "Upper end of the 95 % interval of that number; see users_low.",
     },
     "release_report": {
         "release_id": "The release.",

@@ -41,6 +41,7 @@ _SCHEMAS = {
     "recommendations": tables.RECOMMENDATIONS,
     "popular": tables.POPULAR,
     "model_versions": tables.MODEL_VERSIONS,
+    "evaluations": tables.EVALUATIONS,
     "privacy_ledger": tables.PRIVACY_LEDGER,
     "privacy_periods": tables.PRIVACY_PERIODS,
     "release_report": tables.RELEASE_REPORT,
@@ -80,6 +81,7 @@ class Contents:
     recommendations: pa.Table
     popular: pa.Table
     model_versions: pa.Table
+    evaluations: pa.Table
     privacy_ledger: pa.Table
     privacy_periods: pa.Table
     release_report: pa.Table
@@ -267,6 +269,7 @@ def _queries(contents: Contents, dimension: int) -> dict[str, str]:
         "recommendations",
         "popular",
         "model_versions",
+        "evaluations",
         "privacy_ledger",
         "privacy_periods",
         "release_report",

@@ -53,6 +53,10 @@ class Model(NamedTuple):
         """Returns one of its tables."""
         return _read_parquet(files.join(self.place, f"{name}.parquet")).cast(schema)
 
+    def digest(self, name: str) -> str:
+        """Returns the SHA-256 of one of its tables' file, hex digits."""
+        return hashlib.sha256(files.read(files.join(self.place, f"{name}.parquet"))).hexdigest()
+
 
 class Store:
     """A place that one job owns. Methods that write are safe against a crash and against a second process.
@@ -173,10 +177,15 @@ class Store:
 
     def latest_model(self) -> Model | None:
         """Returns the newest model, or None."""
-        number, name = max(self._models(), default=(0, ""))
-        if not number:
-            return None
-        place = files.join(self.place, "models", name)
+        return next(iter(self.models(1)), None)
+
+    def models(self, most: int) -> list[Model]:
+        """Returns the newest models, at most so many, newest first."""
+        newest = sorted(self._models(), reverse=True)[:most]
+        return [self._model(number, files.join(self.place, "models", name)) for number, name in newest]
+
+    @staticmethod
+    def _model(number: int, place: str) -> Model:
         return Model(number, place, json.loads(files.read(files.join(place, _MANIFEST))))
 
     def _models(self) -> list[tuple[int, str]]:

@@ -1,6 +1,6 @@
 """Schemas of the released and trained tables: everything below the privacy boundary, as Arrow and Parquet.
 
-A release (`STORE/releases/ID/`) holds ITEMS, ITEM_COUNTS and ITEM_PAIRS; a model (`STORE/models/N/`) holds
+A release (`STORE/releases/ID/`) holds ITEMS, ITEM_COUNTS and ITEM_PAIRS, or EVALUATIONS; a model (`STORE/models/N/`) holds
 EMBEDDINGS, FEATURE_EMBEDDINGS, RECOMMENDATIONS and POPULAR. The database is made from these files and the manifests beside
 them (MODEL_VERSIONS, RELEASE_REPORT) and the ledger (PRIVACY_LEDGER, PRIVACY_PERIODS) alone.
 """
@@ -40,6 +40,30 @@ ITEM_PAIRS = pa.schema(
         pa.field("row", pa.int32(), nullable=False),
         pa.field("col", pa.int32(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
+
+EVALUATIONS = pa.schema(
+    [
+        pa.field("window_start", events.TIMESTAMP, nullable=False),
+        pa.field("window_end", events.TIMESTAMP, nullable=False),
+        pa.field("release_id", pa.string(), nullable=False),
+        # popularity, or a model's kind
+        pa.field("model", pa.string(), nullable=False),
+        # a model's number; null: popularity
+        pa.field("version", pa.int32()),
+        # recall | ndcg | mrr
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("k", pa.int32(), nullable=False),
+        # null: too few users for the noise
+        pa.field("value", pa.float64()),
+        pa.field("low", pa.float64(), nullable=False),
+        pa.field("high", pa.float64(), nullable=False),
+        # who were asked, the same in each row of a release
+        pa.field("users", pa.int64(), nullable=False),
+        pa.field("users_low", pa.float64(), nullable=False),
+        pa.field("users_high", pa.float64(), nullable=False),
     ]
 )
 
@@ -100,7 +124,7 @@ PRIVACY_LEDGER = pa.schema(
         pa.field("window_end", events.TIMESTAMP, nullable=False),
         pa.field("unit", pa.string(), nullable=False),
         pa.field("period", pa.string(), nullable=False),
-        # selection | counts.users | counts.events | cooccurrence
+        # selection | counts.users | counts.events | cooccurrence | evaluation
         pa.field("mechanism", pa.string(), nullable=False),
         pa.field("noise_kind", pa.string(), nullable=False),
         pa.field("l2_sensitivity", pa.float64(), nullable=False),

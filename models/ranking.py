@@ -50,6 +50,22 @@ def linear(weights: np.ndarray, columns: np.ndarray) -> Scores:
     return score
 
 
+def same_for_all(given: np.ndarray, columns: np.ndarray) -> Scores:
+    """Scores alike for every user.
+
+    Args:
+        given: (n,), of the items to rank.
+        columns: (n,), where in the matrices these items are; items elsewhere can't be recommended.
+    """
+
+    def score(seen: sp.csr_matrix) -> np.ndarray:
+        scores = np.full(seen.shape, -np.inf, np.float32)
+        scores[:, columns] = given
+        return scores
+
+    return score
+
+
 def rank(score: Scores, histories: sp.csr_matrix, k: int) -> np.ndarray:
     """Returns each user's k best items, best first, int64 (n_users, k); equal scores by column, NO_ITEM in empty places.
 

@@ -71,15 +71,25 @@ def by_users(met: Interactions, share: float, seed: int) -> Split:
     """
     if not 0 < share < 1:
         raise ValueError(f"by_users: share must be in (0, 1), not {share}.")
-    is_out = held_out(met.user, share, seed)
-    _, place, sizes = np.unique(met.user, return_inverse=True, return_counts=True)
-    n_hidden = (sizes // HIDDEN_ONE_IN)[place]
-    is_asked = is_out & (n_hidden > 0)
-    order = np.lexsort((_uniform(met.user ^ hashing.mix(met.item.astype(np.uint64)), seed, _ITEMS), place))
+    is_out, is_hidden = held_out(met.user, share, seed), hidden(met.user, met.item, seed)
+    _, place = np.unique(met.user, return_inverse=True)
+    is_asked = is_out & (np.bincount(place, is_hidden) > 0)[place]
+    return Split(~is_out, is_asked & ~is_hidden, is_asked & is_hidden)
+
+
+def hidden(user: np.ndarray, item: np.ndarray, seed: int) -> np.ndarray:
+    """Returns which rows are hidden from users who are asked, bool: one in HIDDEN_ONE_IN of each user's, rounded down.
+
+    Args:
+        user: uint64 (n,).
+        item: any numbers, int64 (n,); each pair of the two once.
+        seed: of the hash.
+    """
+    _, place, sizes = np.unique(user, return_inverse=True, return_counts=True)
+    order = np.lexsort((_uniform(user ^ hashing.mix(item.astype(np.uint64)), seed, _ITEMS), place))
     rank = np.empty(len(place), np.int64)
     rank[order] = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    is_hidden = rank < n_hidden
-    return Split(~is_out, is_asked & ~is_hidden, is_asked & is_hidden)
+    return rank < (sizes // HIDDEN_ONE_IN)[place]
 
 
 def by_time(met: Interactions, test_start: int) -> Split:

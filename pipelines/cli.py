@@ -99,10 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     state_of.set_defaults(command=_status, takes_flags=True)
     _add_budget(commands.add_parser("budget", help="what may be spent, and what was", allow_abbrev=False))
     measure = commands.add_parser(
-        "evaluate", help="how good recommendations are, on public or synthetic events", allow_abbrev=False
+        "evaluate", help="how good recommendations are; on private events with noise, charged", allow_abbrev=False
     )
     measure.add_argument("job", type=Path, metavar="JOB.toml")
     measure.add_argument("--split", choices=("users", "time"), default="users", help="what the model doesn't see")
+    measure.add_argument("--models", type=_count, metavar="N", help="private events: compare N models from before too")
     measure.add_argument("--k", type=_count, default=20, metavar="N", help="recommendations a user")
     measure.add_argument("--format", choices=("text", "json"), default="text")
     measure.set_defaults(command=_evaluate, takes_flags=True)
@@ -387,8 +388,20 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> None:
-    from pipelines import evaluate
+    from pipelines import config, evaluate, evaluate_private
 
+    job, beam_flags = config.load(arguments.job, flags)
+    if job.evaluation.data == "private":
+        if arguments.split != "users":
+            raise config.JobFileError("--split time: on private data users are held out, before a release.")
+        released = evaluate_private.run(job, arguments.k, arguments.models or 0, beam_flags)
+        as_json = arguments.format == "json"
+        print(evaluate_private.as_json(released) if as_json else "\n".join(evaluate_private.as_text(released)))
+        return
+    if arguments.models is not None:
+        raise config.JobFileError(
+            f'--models {arguments.models}: is for private data; on data = "{job.evaluation.data}" a model is trained for it.'
+        )
     found = evaluate.run(_own_flags_only(arguments, flags), arguments.split, arguments.k)
     print(evaluate.as_json(found) if arguments.format == "json" else "\n".join(evaluate.as_text(found)))
 

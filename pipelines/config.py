@@ -62,6 +62,25 @@ class Job(pydantic_settings.BaseSettings):
         return self.job.name.endswith(sections.TRENDING)
 
     @property
+    def is_evaluation(self) -> bool:
+        """Whether this is the part of a job that releases an evaluation of its models."""
+        return self.job.name.endswith(sections.EVALUATION)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether users are kept from what models are trained on, so that an evaluation can ask them."""
+        return self.evaluation.budget_share > 0
+
+    def evaluation_of(self, start: dt.datetime, end: dt.datetime) -> "Job":
+        """The part of the job that releases an evaluation on the events of a window."""
+        part = {
+            "job": self.job.model_copy(update={"name": self.job.name + sections.EVALUATION}),
+            "window": self.window.model_copy(update={"start": start, "end": end}),
+            "trending": None,
+        }
+        return self.model_copy(update=part)
+
+    @property
     def parts(self) -> "list[Job]":
         """The job itself and, where there is a [trending], its short windows: each is released and charged by itself."""
         short = self.trending
@@ -78,6 +97,7 @@ class Job(pydantic_settings.BaseSettings):
             "job": self.job.model_copy(update={"name": self.job.name + sections.TRENDING}),
             "window": window,
             "trending": None,
+            "evaluation": self.evaluation.model_copy(update={"budget_share": 0.0}),
             "counts": self.counts.model_copy(update={"budget_share": 1.0, **{name: getattr(short, name) for name in bounds}}),
             # The other limits are of what the job reads, which is told once.
             "alerts": sections.AlertsSection(
@@ -245,8 +265,19 @@ class Job(pydantic_settings.BaseSettings):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _no_book_of_evaluations(self) -> "Job":
+        if self.holds_out and self.window.max_windows_contributed:
+            raise ValueError(
+                "evaluation.budget_share: not with window.max_windows_contributed: the contribution book lets a user into a "
+                "window once, for its release alone. Take windows without max_windows_contributed, or no evaluation"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _whole_budget(self) -> "Job":
         shares = {name: getattr(self, name).budget_share for name in _SHARES}
+        if self.holds_out:
+            shares["evaluation"] = self.evaluation.budget_share
         if abs(sum(shares.values()) - 1) > 1e-9:
             given = " + ".join(f"{name}.budget_share {share}" for name, share in shares.items())
             raise ValueError(f"budget shares must add up to 1, not {given} = {sum(shares.values()):.6g}")

@@ -1,4 +1,5 @@
-"""How good the job's recommendations are, on events that nobody's privacy hangs on: public or synthetic ones.
+"""How good the job's recommendations are, on events that nobody's privacy hangs on: public or synthetic ones. For private
+ones there is pipelines.evaluate_private.
 
 The model in the store has read everybody, so also those from whom items are hidden here: what it recommends to them it may know
 from them. It is not what is measured. The command takes the users (or the time) to be asked about out, makes of the others a
@@ -91,7 +92,8 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
     """Trains on a part of the job's events and measures recommendations against the rest.
 
     Raises:
-        config.JobFileError: the job says that its data are private, or isn't one over whole files.
+        config.JobFileError: the job isn't one over whole files.
+        ValueError: it says that its data are private.
         errors.RefusedError: too many rows are malformed.
         errors.BadInputError: there is nobody to ask. And what `source.find` and `source.load_catalogue` raise.
     """
@@ -145,11 +147,7 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
 
 def _check(job: config.Job) -> None:
     if job.evaluation.data == "private":
-        raise config.JobFileError(
-            'evaluation.data = "private" (the default): on private data an evaluation is a query, which has to be released '
-            "with noise and charged to the users' budget; that is not built yet. If the events are nobody's secret, the job "
-            'file must say so: [evaluation] data = "public", or "synthetic".'
-        )
+        raise ValueError("evaluate: the figures are exact: not for private data.")
     if job.source.kind == "kafka":
         raise config.JobFileError('evaluate: source.kind = "kafka": it reads files alone.')
     if job.window.size != "all":
@@ -355,10 +353,10 @@ def as_text(report: Report) -> Iterator[str]:
         "intra_list_diversity": "intra-list diversity",
     }
     models = list(report.metrics["recall"])
-    yield from _table(["", *models], [[name, *map(_shown, report.metrics[key].values())] for key, name in names.items()])
+    yield from table(["", *models], [[name, *map(_shown, report.metrics[key].values())] for key, name in names.items()])
     yield ""
     rows = [[name, f"{items}", f"{users}", *map(_shown, of.values())] for name, (items, users, of) in report.slices.items()]
-    yield from _table([f"Recall@{k} of items", "items", "users", *models], rows)
+    yield from table([f"Recall@{k} of items", "items", "users", *models], rows)
     if report.audit:
         yield ""
         yield from _audit_as_text(report)
@@ -369,7 +367,7 @@ def _audit_as_text(report: Report) -> Iterator[str]:
     largest = sorted(report.category_shares.items(), key=lambda share: -max(share[1].values()))[:SHOWN_CATEGORIES]
     rows = [[name, *map(_shown, report.audit[key].values())] for key, name in names.items()]
     rows += [[f"share of {category}", *map(_shown, of.values())] for category, of in largest]
-    yield from _table(["audit", *report.audit["gini"]], rows)
+    yield from table(["audit", *report.audit["gini"]], rows)
 
 
 def _shown(found: evaluation.Interval | float | None) -> str:
@@ -380,7 +378,8 @@ def _shown(found: evaluation.Interval | float | None) -> str:
     return f"{found:.4f}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Yields lines of a table whose columns are as wide as they need to be."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in [head, *rows]:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

@@ -5,7 +5,7 @@ import datetime as dt
 import hashlib
 import importlib.metadata
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,10 @@ from data import ledger, periods, store
 from pipelines import config, contract
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
-from transforms.release import counts, selection
+from transforms.release import counts, evaluation, selection
+
+HOLDING_OUT = ("held_out_share", "seed")
+"""Keys of [evaluation] that decide who is held out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Plan:
         attempt: random, for each run.
         ledger_url: whom to ask.
         span: from the first to the last window of the series that the window is one of; None: it is charged alone.
+        asked: of an evaluation, what is measured, as settings of its release; of other releases nothing.
     """
 
     job: config.Job
@@ -38,6 +42,12 @@ class Plan:
     attempt: str
     ledger_url: str
     span: tuple[dt.datetime, dt.datetime] | None
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides what the release says: public."""
+        return {**settings(self.job), **self.asked}
 
     @property
     def bounding_key(self) -> bytes:
@@ -61,7 +71,7 @@ class Plan:
             "mechanisms": [
                 {**dataclasses.asdict(mechanism), "noise_sd": mechanism.noise_sd} for mechanism in self.mechanisms.values()
             ],
-            "settings": settings(self.job),
+            "settings": self.settings,
         }
 
     def request(self, key: bytes, digests: dict[str, str], again: int) -> ledger.Request:
@@ -84,7 +94,7 @@ class Plan:
             unit=job.privacy.unit,
             period=job.privacy.period,
             composition=composition,
-            content={"settings": settings(job), "digests": digests, "items": items, "again": again},
+            content={"settings": self.settings, "digests": digests, "items": items, "again": again},
             window_start=job.window.start,
             window_end=job.window.end,
             cost=cost,
@@ -141,11 +151,24 @@ def settings(job: config.Job) -> dict[str, Any]:
         },
         **{
             f"{section}.{key}": value
-            for section in (("counts",) if job.is_trending else ("selection", "counts", "cooccurrence"))
+            for section in _released_sections(job)
             for key, value in getattr(job, section).model_dump().items()
         },
+        # Who is in no model. Jobs that hold nobody out say nothing of it: their releases are the same as before.
+        **({f"evaluation.{key}": getattr(job.evaluation, key) for key in HOLDING_OUT} if job.holds_out else {}),
+        **(
+            {"evaluation.budget_share": job.evaluation.budget_share, "selection.delta_share": job.selection.delta_share}
+            if job.is_evaluation
+            else {}
+        ),
         "catalogue": job.catalogue is not None,
     }
+
+
+def _released_sections(job: config.Job) -> tuple[str, ...]:
+    if job.is_evaluation:
+        return ()
+    return ("counts",) if job.is_trending else ("selection", "counts", "cooccurrence")
 
 
 def plan(job: config.Job, items: pa.Array | None, span: tuple[dt.datetime, dt.datetime] | None = None) -> Plan:
@@ -155,31 +178,54 @@ def plan(job: config.Job, items: pa.Array | None, span: tuple[dt.datetime, dt.da
         items: as Plan has them.
         span: of the series that the window is one of, where the contribution book bounds its windows.
     """
+    l0 = math.sqrt(job.counts.max_partitions_contributed)
+    sensitivity = {budget.COUNTS_USERS: l0, budget.COUNTS_EVENTS: l0 * job.counts.max_contributions_per_partition}
+    return _plan(job, items, span, sensitivity, {})
+
+
+def plan_evaluation(job: config.Job, n_values: int, asked: Mapping[str, Any]) -> Plan:
+    """What an evaluation costs: of the job's budget, or the window's share of it, the part that its releases leave.
+
+    Args:
+        job: as config.Job.evaluation_of has it.
+        n_values: how many are measured of each user.
+        asked: as Plan has it.
+    """
+    return _plan(job, None, None, {budget.EVALUATION: evaluation.sensitivity(n_values)}, asked)
+
+
+def _plan(
+    job: config.Job,
+    items: pa.Array | None,
+    span: tuple[dt.datetime, dt.datetime] | None,
+    sensitivity: Mapping[str, float],
+    asked: Mapping[str, Any],
+) -> Plan:
     total = budget.Budget(job.privacy.total_epsilon, job.privacy.total_delta)
     share = job.window.budget_share / (job.window.max_windows_contributed or 1)
     selection_delta = contract.selection_delta(job)
     sigma = budget.noise_multipliers(total, _shares(job), selection_delta, job.privacy.composition)
-    sigma = {name: multiplier / math.sqrt(share) for name, multiplier in sigma.items()}
+    is_ours = {name: (name == budget.EVALUATION) == job.is_evaluation for name in sigma}
+    sigma = {name: multiplier / math.sqrt(share) for name, multiplier in sigma.items() if is_ours[name]}
     # As sigma: so that the windows' parts add up to no more than the whole.
     window_share = share if share == 1 else share * (1 - 1e-9)
-    l0 = math.sqrt(job.counts.max_partitions_contributed)
-    sensitivity = {budget.COUNTS_USERS: l0, budget.COUNTS_EVENTS: l0 * job.counts.max_contributions_per_partition}
     set_aside = {budget.SELECTION: selection_delta * window_share}
     mechanisms = {
         name: budget.Mechanism(name, multiplier, sensitivity.get(name, 1.0), delta=set_aside.get(name, 0.0))
         for name, multiplier in sigma.items()
     }
-    if share < 1:
+    if share < 1 or job.holds_out:
         total = _share_of(total, selection_delta, list(mechanisms.values()), job.privacy.composition)
-    return Plan(job, dt.datetime.now(dt.UTC), total, mechanisms, items, store.new_id(), contract.ledger_url(job), span)
+    return Plan(job, dt.datetime.now(dt.UTC), total, mechanisms, items, store.new_id(), contract.ledger_url(job), span, asked)
 
 
 def _shares(job: config.Job) -> dict[str, float]:
-    """Of the budget, by mechanism."""
+    """Of the budget, by mechanism: of the job's releases, and of evaluations if there are to be any."""
     found = dict.fromkeys((budget.COUNTS_USERS, budget.COUNTS_EVENTS), job.counts.budget_share / 2)
     if job.is_trending:
         return found
-    return {budget.SELECTION: job.selection.budget_share, **found, budget.COOCCURRENCE: job.cooccurrence.budget_share}
+    found = {budget.SELECTION: job.selection.budget_share, **found, budget.COOCCURRENCE: job.cooccurrence.budget_share}
+    return {**found, budget.EVALUATION: job.evaluation.budget_share} if job.holds_out else found
 
 
 def _share_of(
@@ -188,7 +234,7 @@ def _share_of(
     mechanisms: Sequence[budget.Mechanism],
     composition: privacy_filter.Composition,
 ) -> budget.Budget:
-    """What one window alone is worth: its epsilon at the Gaussians' whole delta."""
+    """What mechanisms that don't spend the whole are worth: their epsilon at the Gaussians' whole delta."""
     cost = privacy_filter.total_cost(composition, (mechanism.noise_multiplier for mechanism in mechanisms))
     delta = total.total_delta - selection_delta
     set_aside = math.fsum(mechanism.delta for mechanism in mechanisms)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from dp_accounting import gaussian_mechanism
 
 from data import database, errors, files, ledger, store, tables
-from pipelines import config, contract, source, versions
+from pipelines import config, contract, evaluate_private, sections, source, versions
 from transforms.ingest import kafka_client
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
@@ -47,6 +47,7 @@ def _run(job: config.Job, before: int) -> Path:
         raise errors.NothingThereError(f"{kept.place} holds no model yet: `sottovoce train` makes one.")
     of_model = _of_model(kept, model, releases)
     counted = kept.newest(releases, COUNTS)
+    evaluated = kept.published([each for each in releases if each["job"] == job.job.name + sections.EVALUATION])
     version = versions.publish(
         job,
         database.Contents(
@@ -60,9 +61,10 @@ def _run(job: config.Job, before: int) -> Path:
             recommendations=_trained(model, "recommendations", tables.RECOMMENDATIONS),
             popular=_trained(model, "popular", tables.POPULAR),
             model_versions=_model_versions(model),
+            evaluations=_released(kept, evaluated, evaluate_private.TABLE, tables.EVALUATIONS),
             privacy_ledger=_privacy_ledger([{"release_id": each["release_id"], **each["charge"]} for each in releases]),
             privacy_periods=_privacy_periods(account, job.job.data_set),
-            release_report=_release_report(of_model, counted, trending[-1:]),
+            release_report=_release_report(of_model, counted, trending[-1:], evaluated),
         ),
         before,
     )
@@ -194,13 +196,17 @@ def _privacy_periods(account: ledger.Ledger, data_set: str) -> pa.Table:
 
 
 def _release_report(
-    of_model: Sequence[dict[str, Any]], counted: Sequence[dict[str, Any]], trending: Sequence[dict[str, Any]]
+    of_model: Sequence[dict[str, Any]],
+    counted: Sequence[dict[str, Any]],
+    trending: Sequence[dict[str, Any]],
+    evaluated: Sequence[dict[str, Any]],
 ) -> pa.Table:
     """The explanation of each released table, line by line, after what the whole release promises.
 
     Args:
         of_model: the manifest of the model's release, if there is one.
         counted, trending: those of the releases whose counts are shown.
+        evaluated: those of the evaluations that are shown.
     """
     told = [("privacy", manifest, _promise(manifest)) for manifest in [*of_model, *([] if of_model else trending)]]
     told += [
@@ -210,6 +216,7 @@ def _release_report(
             (COUNTS, counted),
             (TRENDING, trending),
             (budget.COOCCURRENCE, of_model),
+            (evaluate_private.SECTION, evaluated),
         )
         for manifest in manifests
     ]

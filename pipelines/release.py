@@ -2,6 +2,8 @@
 
 events -> IngestEvents -> GroupByUser -> (AdmitUsers) -> ReleaseSelection, ReleaseCounts, ReleaseCooccurrence -> CommitRelease
                |-> ReserveBudget: no noise is drawn without the ledger's grant
+
+Where models are to be evaluated on held-out users, these are left out of selection and co-occurrence: of what trains models.
 """
 
 import contextlib
@@ -21,12 +23,12 @@ import apache_beam as beam
 import pyarrow as pa
 
 from data import book, errors, files, ledger, store, tables
-from pipelines import config, contract, engine, plan, source
+from pipelines import asking, config, contract, engine, plan, source
 from runners import direct
 from transforms import bounding
 from transforms.ingest import decode, sources
 from transforms.privacy import budget
-from transforms.release import admission, commit, cooccurrence, counts, grant, reference, selection, tally
+from transforms.release import admission, commit, cooccurrence, counts, grant, holding_out, reference, selection, tally
 
 LEASE_SECONDS = 300.0
 """How long a machine that has died keeps a job from the others."""
@@ -39,12 +41,36 @@ log = logging.getLogger(__name__)
 
 def build(
     root: beam.Pipeline,
-    planned: plan.Plan,
-    request: ledger.Request,
     found: source.Source | source.ClosedWindow,
     group: bounding.GroupByUser,
+    planned: plan.Plan,
+    request: ledger.Request,
 ) -> beam.PCollection[str]:
     """Wires the release of the events that were found; returns the id of the published release (none when refused)."""
+    job, store_path = planned.job, str(planned.job.job.store)
+    read, grants = read_and_reserve(root, found, group, planned, request)
+    noted = read.grouped | "NoteCounts" >> tally.NoteCounts(read.dead_letters, grants, store_path, planned.attempt)
+    users = read.users
+    if request.series is not None:
+        users, grants = users | "AdmitUsers" >> admission.AdmitUsers(
+            str(contract.book_path(job)), planned.ledger_url, grants, group.directory
+        )
+    if job.is_trending:
+        released, reports = _short(users, planned, grants)
+    else:
+        released, reports = _whole(users, planned, grants, group.directory)
+    manifest = {**planned.charge(), "reports": reports}
+    return released | "CommitRelease" >> commit.CommitRelease(store_path, planned.ledger_url, planned.attempt, manifest, noted)
+
+
+def read_and_reserve(
+    root: beam.Pipeline,
+    found: source.Source | source.ClosedWindow,
+    group: bounding.GroupByUser,
+    planned: plan.Plan,
+    request: ledger.Request,
+) -> tuple[source.Read, beam.PCollection[ledger.Grant]]:
+    """Wires what every release begins with: reads events, keeps dead letters for the operator, and asks the ledger."""
     job, store_path = planned.job, str(planned.job.job.store)
     read = found.read(root, group)
     _ = read.dead_letters | "WriteDeadLetters" >> beam.io.WriteToText(
@@ -56,30 +82,26 @@ def build(
     asked = grant.Asked(
         planned.ledger_url, request, store_path, job.source.max_malformed_share, found.digests, planned.now, is_reading
     )
-    grants = read.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
-    noted = read.grouped | "NoteCounts" >> tally.NoteCounts(read.dead_letters, grants, store_path, planned.attempt)
-    users = read.users
-    if request.series is not None:
-        users, grants = users | "AdmitUsers" >> admission.AdmitUsers(
-            str(contract.book_path(job)), planned.ledger_url, grants, group.directory
-        )
-    released, reports = _short(users, planned, grants) if job.is_trending else _whole(users, planned, grants)
-    manifest = {**planned.charge(), "reports": reports}
-    return released | "CommitRelease" >> commit.CommitRelease(store_path, planned.ledger_url, planned.attempt, manifest, noted)
+    return read, read.outcomes | "ReserveBudget" >> grant.ReserveBudget(asked)
 
 
 Released = tuple[dict[str, beam.PCollection[pa.Table]], dict[str, str]]
 """Tables by name, and how they were made by section of the report."""
 
 
-def _whole(users: beam.PCollection[Any], planned: plan.Plan, grants: beam.PCollection[ledger.Grant]) -> Released:
+def _whole(
+    users: beam.PCollection[Any], planned: plan.Plan, grants: beam.PCollection[ledger.Grant], directory: str | None
+) -> Released:
+    trained_on = users
+    if planned.job.holds_out:
+        trained_on |= "LeaveOutHeldOut" >> holding_out.KeepHeldOut(asking.choose(planned.job), False, directory)
     release_items = selection.ReleaseSelection(plan.selection_params(planned), grants, planned.bounding_key)
-    items = users | "ReleaseSelection" >> release_items
+    items = trained_on | "ReleaseSelection" >> release_items
     release_counts, release_pairs = _counts(planned, items), _cooccurrence(planned, items)
     released = {
         "items": items,
         "item_counts": users | "ReleaseCounts" >> release_counts,
-        "item_pairs": users | "ReleaseCooccurrence" >> release_pairs,
+        "item_pairs": trained_on | "ReleaseCooccurrence" >> release_pairs,
     }
     return released, {
         "selection": release_items.report(),
@@ -118,7 +140,7 @@ def run(
         catalogue.CatalogueError, config.JobFileError, and what `source.find` raises: bad input.
     """
     account = contract.open_ledger(job)
-    with _leased(job, account) as (kept, held):
+    with leased(job, account) as (kept, held):
         release_id = _run(job, account, kept, held, beam_flags, allow_another, span, find)
         source.deliver(job, kept, account)
         return release_id
@@ -137,18 +159,23 @@ def run_until(job: config.Job, until: dt.datetime, beam_flags: Sequence[str] = (
         raise config.JobFileError(f"--until {until.isoformat()}: is yet to come; a window that is not over can't be closed.")
     parts, refused = job.parts, dict[int, errors.UserError]()
     for place, number in waiting(job, until):
-        part, window = parts[place], parts[place].window
+        part = parts[place]
         if place in refused:
             continue
-        before = decode.Earlier(window.start, window.bounds(number - 1)[1] + window.slack) if number else None
         try:
-            release_id = run_window(part, number, functools.partial(source.find, earlier=before), beam_flags)
+            release_id = run_window(part, number, functools.partial(source.find, earlier=earlier(part, number)), beam_flags)
         except (ledger.BudgetRefusedError, errors.RefusedError, errors.NothingThereError) as error:
             refused[place] = error
         else:
             yield part, release_id
     for why in refused.values():
         raise why
+
+
+def earlier(part: config.Job, number: int) -> decode.Earlier | None:
+    """The windows of a part of a job before one; None: there are none."""
+    window = part.window
+    return decode.Earlier(window.start, window.bounds(number - 1)[1] + window.slack) if number else None
 
 
 def waiting(job: config.Job, until: dt.datetime) -> Iterator[tuple[int, int]]:
@@ -177,7 +204,7 @@ def settle(job: config.Job) -> list[set[tuple[dt.datetime, dt.datetime]]]:
         errors.AlreadyReleasedError: the store doesn't hold one of them, or another run has the job in hand.
     """
     account = contract.open_ledger(job)
-    with _leased(job, account) as (kept, _):
+    with leased(job, account) as (kept, _):
         releases = account.releases()
         kept.check(releases)
         if account.contract(job.job.data_set):
@@ -190,14 +217,14 @@ def settle(job: config.Job) -> list[set[tuple[dt.datetime, dt.datetime]]]:
     for part in job.parts:
         done.append(set())
         for release in source.published(part, account):
-            _check_shown(kept, release["release_id"], there)
+            check_shown(kept, release["release_id"], there)
             start, end = (dt.datetime.fromisoformat(release[name]) for name in ("window_start", "window_end"))
             done[-1].add((start, end))
     return done
 
 
 @contextlib.contextmanager
-def _leased(job: config.Job, account: ledger.Ledger) -> Iterator[tuple[store.Store, tuple[str, int]]]:
+def leased(job: config.Job, account: ledger.Ledger) -> Iterator[tuple[store.Store, tuple[str, int]]]:
     """Keeps every other run of this job away, here and on other machines; yields the store, and the lease's name and fence.
 
     Raises:
@@ -261,17 +288,35 @@ def _run(
     found = account.find(request)
     if found and found.status == ledger.PUBLISHED:
         log.info("%s holds this release: reading it back, at no cost", kept.place)
-        _check_shown(kept, found.release_id, kept.release_ids())
+        check_shown(kept, found.release_id, kept.release_ids())
         return found.release_id
-    pipeline = engine.pipeline(job, beam_flags)
     log.info("releasing %s from %d part(s) of its source", job.job.data_set, len(found_events.parts))
-    buckets = job.runner.buckets or bounding.buckets_for(found_events.rows)
-    if request.series is not None:
+    return execute(planned, kept, found_events, functools.partial(build, planned=planned, request=request), beam_flags)
+
+
+Build = Callable[[beam.Pipeline, source.Source | source.ClosedWindow, bounding.GroupByUser], Any]
+"""Wires a release of the events that were found, which are to be grouped so."""
+
+
+def execute(
+    planned: plan.Plan,
+    kept: store.Store,
+    found: source.Source | source.ClosedWindow,
+    wire: Build,
+    beam_flags: Sequence[str],
+) -> str:
+    """Runs a release's pipeline; returns the id of the published release, which the run record has.
+
+    Raises: as `run`.
+    """
+    job = planned.job
+    pipeline = engine.pipeline(job, beam_flags)
+    buckets = job.runner.buckets or bounding.buckets_for(found.rows)
+    if planned.span is not None:
         buckets = book.SHARDS
     try:
         with kept.spill() as directory, pipeline as root:
-            group = bounding.GroupByUser(buckets, job.source.event_types, directory if job.runner.spill else None)
-            build(root, planned, request, found_events, group)
+            wire(root, found, bounding.GroupByUser(buckets, job.source.event_types, directory if job.runner.spill else None))
     except (RuntimeError, errors.UserError) as error:
         # The runner wraps what a worker raised: in a text of its own, or with the step's name after it.
         if "KeyboardInterrupt" in str(error):
@@ -324,7 +369,7 @@ def _request(
     return request
 
 
-def _check_shown(kept: store.Store, release_id: str, there: Collection[str]) -> None:
+def check_shown(kept: store.Store, release_id: str, there: Collection[str]) -> None:
     """Makes sure that a published release is among those that the store has."""
     if release_id not in there:
         raise errors.AlreadyReleasedError(

@@ -47,6 +47,8 @@ Positive = Annotated[int, Field(ge=1), pydantic.BeforeValidator(_no_truth_value)
 
 TRENDING = "/trending"
 """What a job's name ends with in the ledger where the job's short windows are meant."""
+EVALUATION = "/evaluation"
+"""The same where evaluations of its models are."""
 
 LOCAL_FLINK = "[local]"
 """The master of a Flink that starts and ends with a job."""
@@ -64,21 +66,22 @@ class _Section(pydantic.BaseModel):
 class JobSection(_Section):
     """[job]: its name, the data set whose users' budget it spends, and where its results go."""
 
-    name: str = Field(min_length=1, max_length=200 - len(TRENDING))
+    name: str = Field(min_length=1, max_length=200 - len(EVALUATION))
     data_set: str = Field(min_length=1, max_length=200)
     store: Place
 
     @pydantic.field_validator("name")
     @classmethod
-    def _not_that_of_short_windows(cls, name: str) -> str:
-        if name.endswith(TRENDING):
-            raise ValueError(f"must not end with {TRENDING!r}: the ledger calls a job's short windows so")
+    def _not_that_of_a_part(cls, name: str) -> str:
+        for ending, part in ((TRENDING, "short windows"), (EVALUATION, "evaluations")):
+            if name.endswith(ending):
+                raise ValueError(f"must not end with {ending!r}: the ledger calls a job's {part} so")
         return name
 
     @property
     def whole(self) -> str:
         """The name of the job that this one is a part of, or its own."""
-        return self.name.removesuffix(TRENDING)
+        return self.name.removesuffix(TRENDING).removesuffix(EVALUATION)
 
 
 class SourceSection(_Section):
@@ -408,12 +411,22 @@ class KafkaSection(_Section):
 
 
 class EvaluationSection(_Section):
-    """[evaluation]: whose data the events are, and what of them `sottovoce evaluate` keeps from the model."""
+    """[evaluation]: whose data the events are, what of them is kept from the models, and what asking for it may cost."""
 
     data: Literal["private", "public", "synthetic"] = "private"
+    budget_share: float = Field(0.0, ge=0, lt=1)
     held_out_share: Share = 0.2
     test_start: Time | None = None
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @pydantic.model_validator(mode="after")
+    def _only_private_data_cost(self) -> Self:
+        if self.budget_share and self.data != "private":
+            raise ValueError(
+                f'budget_share = {self.budget_share:g} is for data = "private", not {self.data!r}: what is nobody\'s secret '
+                "costs nothing to evaluate"
+            )
+        return self
 
 
 class PublishSection(_Section):

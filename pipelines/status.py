@@ -203,7 +203,12 @@ def _of_part(
     """The figures of a part of a job: of its windows, and of their releases and runs."""
     known = account.known(job.job.data_set)
     asked = [each for each in asked if each["job"] == job.job.name]
-    records = {attempt: record for attempt, record in records.items() if _number_of(job, record) is not None}
+    # An evaluation's runs are of the same windows. Earlier versions, which had none, don't say whose a record is.
+    records = {
+        attempt: record
+        for attempt, record in records.items()
+        if record.get("job", job.job.name) == job.job.name and _number_of(job, record) is not None
+    }
     # Of a window that was released twice, the last one.
     released = {
         number: each for each in asked if each["status"] == ledger.PUBLISHED and (number := _number_of(job, each)) is not None

@@ -7,6 +7,7 @@ Users, items and event types are numbers here, places in their columns' dictiona
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -192,6 +193,24 @@ def without(rows: pa.Table, column: str, left_out: pa.Array) -> pa.Table:
     return rows.filter(pa.array(~is_out[codes.codes(rows, column)])) if is_out.any() else rows
 
 
+def keep_users(
+    bucket: pa.Table | spill.Part, rows: pa.Table, users: pa.Array, directory: str | None
+) -> Iterator[pa.Table | spill.Part]:
+    """Yields a bucket without all others than these users; nothing where nobody is left.
+
+    Args:
+        bucket: CONTRIBUTIONS, or where they lie.
+        rows: what it holds.
+        users: their privacy ids.
+        directory: where rows wait for the next step; None: with the runner.
+    """
+    kept = within(rows, "privacy_id", users)
+    if kept.num_rows == rows.num_rows:
+        yield bucket
+    elif kept.num_rows:
+        yield from [kept] if directory is None else spill.write(directory, [kept])
+
+
 def bound_partitions(rows: pa.Table, partition: Iterable[str], max_partitions_contributed: int, key: bytes) -> pa.Table:
     """Keeps each privacy id's rows in `max_partitions_contributed` partitions, those with the smallest keyed hash.
 
@@ -256,6 +275,18 @@ def user_rows(rows: pa.Table, items: pa.Array) -> UserRows:
         shape=(len(starts), len(items)),
     )
     return UserRows(codes.values(merged, "privacy_id").take(pa.array(user[starts])), weights)
+
+
+def items_of_users(rows: pa.Table) -> Iterator[tuple[int, pa.StringArray]]:
+    """Yields each user of CONTRIBUTIONS, by the hash of `user_hash`, with its items, each once and in order of their names.
+
+    So what is made of it can hang on that user's own data alone, to the last bit.
+    """
+    merged = merge_event_types(rows)
+    user, items = codes.codes(merged, "privacy_id"), merged["item_id"].combine_chunks()
+    starts, hashes = _starts(user), user_hash(codes.values(merged, "privacy_id"))
+    for start, end in itertools.pairwise([*starts.tolist(), len(user)]):
+        yield int(hashes[user[start]]), items.dictionary.take(items.indices[start:end]).sort()
 
 
 def _starts(ordered: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ SELECTION = "selection"
 COUNTS_USERS = "counts.users"
 COUNTS_EVENTS = "counts.events"
 COOCCURRENCE = "cooccurrence"
+EVALUATION = "evaluation"
 
 
 @dataclasses.dataclass(frozen=True)

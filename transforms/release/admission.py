@@ -63,11 +63,7 @@ def keep(
         rows = spill.read(bucket)
         users = codes.values(rows, "privacy_id")
         let_in = book.Book(book_path).admitted(_page(grant), bounding.bucket_of(users, book.SHARDS), users)
-        kept = bounding.within(rows, "privacy_id", let_in)
-        if kept.num_rows == rows.num_rows:
-            yield bucket
-        elif kept.num_rows:
-            yield from [kept] if directory is None else spill.write(directory, [kept])
+        yield from bounding.keep_users(bucket, rows, let_in, directory)
 
 
 def _page(grant: ledger.Grant) -> ledger.Page:

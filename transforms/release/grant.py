@@ -52,6 +52,7 @@ def reserve(outcomes: dict[str, int], asked: Asked) -> Iterator[ledger.Grant]:
         refused, exit_code, granted = "another run published it meanwhile.", errors.AlreadyReleasedError.exit_code, None
     record = {
         **_nothing_read(asked.request.window_start.isoformat(), asked.request.window_end.isoformat(), asked.started),
+        "job": asked.request.job,
         "read_seconds": (dt.datetime.now(dt.UTC) - asked.started).total_seconds() if asked.is_reading else None,
         "source": dict(asked.digests),
         "outcomes": outcomes,
