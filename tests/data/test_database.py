@@ -60,6 +60,11 @@ def make_contents(version: int = 1, **changes: object) -> database.Contents:
             recommendations=rows(tables.RECOMMENDATIONS, ("a", 1, "c", 0.5)),
             popular=rows(tables.POPULAR, (1, "a", 9.0), (2, "b", 5.0), (3, "c", 4.0)),
             model_versions=rows(tables.MODEL_VERSIONS, (version, DAY, ["r1"], "ensemble", 2, 10, 3, '{"lam": 1}', "0.1.0")),
+            evaluations=rows(
+                tables.EVALUATIONS,
+                (DAY, NEXT_DAY, "r3", "popularity", None, "recall", 20, 0.25, 0.125, 0.5, 90, 80.0, 100.0),
+                (DAY, NEXT_DAY, "r3", "ensemble", 1, "recall", 20, None, 0.0, 1.0, 90, 80.0, 100.0),
+            ),
             privacy_ledger=rows(
                 tables.PRIVACY_LEDGER,
                 spent("r1", "selection", 0.5, 1e-6),

@@ -166,6 +166,15 @@ def test_models_are_numbered_and_the_newest_is_read(anywhere):
     assert newest.read_table("embeddings", pa.schema([("item_id", pa.string())])).to_pylist() == [{"item_id": "x"}]
 
 
+def test_the_newest_models_come_newest_first_and_each_table_has_a_digest(anywhere):
+    for value in (1.0, 1.0, 2.0):
+        anywhere.add_model({"embeddings": pa.table({"value": [value]})}, {})
+    assert [model.number for model in anywhere.models(2)] == [3, 2]
+    assert anywhere.models(9)[0] == anywhere.latest_model()
+    newest, second, first = (model.digest("embeddings") for model in anywhere.models(9))
+    assert (first == second, second == newest) == (True, False)
+
+
 def test_a_removed_model_leaves_its_number_unused(anywhere):
     second = [anywhere.add_model({}, {}) for _ in range(3)][1]
     files.delete_directory(second.place)

@@ -12,6 +12,11 @@ def test_ranks_by_score_and_leaves_the_history_out() -> None:
     assert lists.tolist() == [[2, 3], [0, 1], [0, 2]]
 
 
+def test_scores_that_are_the_same_for_all_rank_alike_but_for_the_history() -> None:
+    score = ranking.same_for_all(np.array([2.0, 1.0, 3.0]), np.array([0, 1, 2]))
+    assert ranking.rank(score, HISTORIES, 3).tolist() == [[2, 1, NO_ITEM], [0, 1, NO_ITEM], [2, 0, 1]]
+
+
 def test_equal_scores_come_in_order_of_the_items() -> None:
     assert ranking.rank(lambda seen: np.zeros(seen.shape), HISTORIES, 3).tolist() == [[1, 2, 3], [0, 1, NO_ITEM], [0, 1, 2]]
 

@@ -32,6 +32,7 @@ end = 2025-02-01
 """
 
 
+ASKING = ["--evaluation.budget_share=0.1", "--cooccurrence.budget_share=0.7"]
 SHORT = ["--trending.size=1h", "--trending.budget_share=0.3"]
 TOPIC = ["--source.kind=kafka", "--source.paths", "[]", "--source.topic=e", "--kafka.bootstrap=b:1"]
 BOOKS = ["--window.max_windows_contributed=2", "--trending.max_windows_contributed=9", "--window.size=1d"]
@@ -115,7 +116,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "serendipity": False,
             "candidates": 200,
         },
-        "evaluation": {"data": "private", "held_out_share": 0.2, "test_start": None, "seed": 0},
+        "evaluation": {"data": "private", "budget_share": 0.0, "held_out_share": 0.2, "test_start": None, "seed": 0},
         "publish": {"keep_versions": 5},
         "runner": {
             "kind": "direct",
@@ -313,6 +314,20 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
         ),
         pytest.param([*TOPIC, "--kafka.late=e"], r"kafka\.late and source\.topic are both 'e'", id="a topic into itself"),
         pytest.param(["--job.name=a/trending"], r"job\.name = 'a/trending': must not end with", id="a short job's name"),
+        pytest.param(["--job.name=a/evaluation"], r"job\.name = 'a/evaluation': must not end with", id="an evaluation's name"),
+        pytest.param(
+            ["--evaluation.budget_share=0.1"],
+            r"must add up to 1, not .* \+ evaluation\.budget_share 0\.1 = 1\.1",
+            id="a share too much",
+        ),
+        pytest.param(
+            [*ASKING, "--evaluation.data=public"],
+            r'budget_share = 0\.1 is for data = "private", not .public.',
+            id="public, charged",
+        ),
+        pytest.param(
+            [*ASKING, *BOOKS], r"evaluation\.budget_share: not with window\.max_windows_contributed", id="asked by book"
+        ),
         pytest.param(
             ["--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2", "--privacy.period=month"],
             r'cross from one period \(month\) into the next, .* Take privacy.period = "lifetime"',

@@ -88,6 +88,12 @@ PUBLISHED = {
         **dict.fromkeys(("model", "rank", "epochs", "parameters", "code_version"), CONFIGURED),
         "items": MODEL,
     },
+    "evaluations": {
+        "release_id": RANDOM,
+        **dict.fromkeys(("window_start", "window_end", "model", "metric", "k"), CONFIGURED),
+        "version": COUNTER,
+        **dict.fromkeys(("value", "low", "high", "users", "users_low", "users_high"), RELEASED),
+    },
     "privacy_ledger": {
         "release_id": RANDOM,
         "created": DAY,

@@ -121,13 +121,14 @@ def test_keeps_and_charges_nothing(capsys, world):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--evaluation.data", "private"], 'evaluation.data = "private" .* charged .* not built yet. .* data = "public"'),
+        (["--evaluation.data", "private"], 'evaluation.data = "private" .* budget_share = 0: .* charged .* data = "public"'),
+        (["--models", "2"], '--models 2: is for private data; on data = "synthetic" a model is trained for it'),
         (["--window.size", "1w"], "evaluate: window.size = '1w': .* say --window.size all"),
         (["--source.kind=kafka", "--source.paths=[]", "--source.topic=e", "--kafka.bootstrap=b:1"], "it reads files alone"),
         (["--evaluation.data", "open"], r"evaluation\.data = 'open': .*'private', 'public' or 'synthetic'"),
         (["--evaluation.held_out_share", "1"], r"evaluation\.held_out_share = 1: .* less than 1"),
     ],
-    ids=["private", "windows", "a topic", "unknown data", "everybody held out"],
+    ids=["private", "models of the store", "windows", "a topic", "unknown data", "everybody held out"],
 )
 def test_refuses_with_2_and_reads_nothing(capsys, world, monkeypatch, flags, message):
     monkeypatch.setattr(source, "find", lambda *_: pytest.fail("must not be read"))
