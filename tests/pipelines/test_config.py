@@ -326,7 +326,9 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
             id="public, charged",
         ),
         pytest.param(
-            [*ASKING, *BOOKS], r"evaluation\.budget_share: not with window\.max_windows_contributed", id="asked by book"
+            [*ASKING, "--window.size=1d", "--window.max_windows_contributed=2"],
+            r"evaluation\.budget_share: not with window\.max_windows_contributed",
+            id="asked by book",
         ),
         pytest.param(
             ["--window.size=2d", "--window.every=1d", "--window.max_windows_contributed=2", "--privacy.period=month"],

@@ -47,15 +47,17 @@ def held_out(job: config.Job) -> list[str]:
 
 
 def figures(job: config.Job) -> dict[str, list]:
-    """What the job's release says, rounded."""
+    """What the job's release says: with next to no noise."""
     kept, [manifest] = store.Store(job.job.store), published(job)
     items = kept.read_table(manifest, "items", tables.ITEMS).sort_by("item_id")
     names = items.sort_by("position")["item_id"].to_pylist()
     counts = kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
     pairs = kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS).to_pylist()
     return {
-        "items": np.round(items["score"].to_numpy(), 1).tolist(),
-        "pairs": sorted((*sorted((names[row["row"]], names[row["col"]])), round(row["value"], 1)) for row in pairs),
+        "items": items["score"].to_pylist(),
+        "pairs": [
+            value for _, value in sorted((sorted((names[row["row"]], names[row["col"]])), row["value"]) for row in pairs)
+        ],
         "counts": [(row["item_id"], row["users"]) for row in counts if row["event_type"] == "view"],
     }
 
@@ -83,7 +85,8 @@ def test_held_out_users_change_neither_scores_nor_pairs_and_are_counted(ready, t
     assert 20 < len(out) < 80
     without = trained(write(tmp_path / "without", {user: items for user, items in PEOPLE.items() if user not in out}))
     for name in ("items", "pairs"):
-        assert figures(ready)[name] == figures(without)[name]
+        # Noise of standard deviation 0.002 at most.
+        assert figures(ready)[name] == pytest.approx(figures(without)[name], abs=0.02)
     assert figures(ready)["counts"] != figures(without)["counts"]
 
 
@@ -91,7 +94,7 @@ def test_without_a_share_everybody_is_trained_on(ready, tmp_path):
     job = load(write(tmp_path), "--cooccurrence.max_items=12")
     release.run(job)
     for name in ("items", "pairs"):
-        assert figures(job)[name] != figures(ready)[name]
+        assert figures(job)[name] != pytest.approx(figures(ready)[name], abs=0.5)
     assert figures(job)["counts"] == figures(ready)["counts"]
     settings = published(job)[0]["settings"]
     assert not [key for key in settings if key.startswith("evaluation")]
