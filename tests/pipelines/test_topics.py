@@ -12,7 +12,7 @@ import pytest
 from kafka import admin as acl
 
 from data import database, errors, store, tables
-from pipelines import cli, config, release
+from pipelines import cli, config, evaluate_private, release, train
 from pipelines import kafka as job_topics
 from runners import kafka
 from tests.pipelines import example, topics
@@ -34,7 +34,7 @@ def figures(job: config.Job) -> list[dict]:
     """Of each release in the job's store, in order, its counts above zero and its pairs, by key."""
     kept, found = store.Store(job.job.store), []
     for manifest in published(job):
-        if "trending" in manifest["reports"]:
+        if not {"trending", "evaluation"}.isdisjoint(manifest["reports"]):
             continue
         items = kept.read_table(manifest, "items", tables.ITEMS).sort_by("position")["item_id"].to_pylist()
         counts = kept.read_table(manifest, "item_counts", tables.ITEM_COUNTS).to_pylist()
@@ -108,6 +108,35 @@ def test_the_same_events_from_a_file_and_from_a_topic_have_the_same_figures(brok
             list(release.run_until(job, until(5, 1)))
     assert figures(by_topic) == figures(by_file)
     assert len(figures(by_topic)) == {"1d": 4, "2d": 3, "all": 1}[by_topic.window.size]
+
+
+ASKING = ["--evaluation.budget_share=0.1", "--cooccurrence.budget_share=0.7", "--cooccurrence.max_items=9"]
+
+
+def test_users_are_held_out_and_asked_of_a_topic_as_of_a_file(broker, tmp_path):
+    chosen = random.Random(7)
+    at = [f"2025-01-0{day}T{hour:02}:00" for day in (1, 2) for hour in range(24)]
+    events = [
+        view(f"u{chosen.randrange(60)}", chosen.choice("abcdefghi"), f"e{i}", at[i % 48], at[i % 48]) for i in range(1500)
+    ]
+    by_file = example.write_job(tmp_path / "file", events)
+    (tmp_path / "topic").mkdir()
+    shutil.copy(tmp_path / "file" / "pseudonym.key", tmp_path / "topic")
+    by_topic, topic = topics.write_job(tmp_path / "topic", broker)
+    for path in (by_file, by_topic):
+        (path.parent / "items.csv").write_text("item_id,title,genre\n" + "".join(f"{item},,x\n" for item in "abcdefghi"))
+    jobs = [example.load(by_file, *DAYS, *ASKING), topics.load(by_topic, *DAYS, *ASKING)]
+    topics.send(broker, topic, map(topics.message, events))
+    found = []
+    for job in jobs:
+        for _, release_id in release.run_until(job, until(3, 1)):
+            train.run(job, release_id)
+        found.append(evaluate_private.run(job, k=3, n_older=1))
+    assert figures(jobs[1]) == figures(jobs[0])
+    assert found[1].metrics == found[0].metrics
+    assert found[0].facts["window_start"][:10] == found[1].facts["window_start"][:10] == "2025-01-02"
+    assert list(found[0].metrics["recall"]) == ["popularity", "model 2", "model 1"]
+    assert 3 < found[0].facts["users"]["value"] == found[1].facts["users"]["value"] < 30
 
 
 def test_nobody_moves_what_others_count_for(broker, tmp_path):
