@@ -223,6 +223,19 @@ def test_a_model_of_everybody_is_not_asked(tmp_path, capsys):
     assert "model 1 was trained on a release of 'test' with nobody held out, not with" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("epsilon", [EXACT, 0.1], ids=["all items pass", "no item passes"])
+def test_without_a_catalogue_models_of_what_was_made_known_are_asked(tmp_path, epsilon):
+    path = write(tmp_path, epsilon=epsilon)
+    path.write_text(re.sub(r"\[catalogue\]\npath = .*\nfeatures = .*\n", "", path.read_text()))
+    job = trained(path)
+    assert store.Store(job.job.store).latest_model().manifest["items"] == (12 if epsilon == EXACT else 0)
+    found = evaluate_private.run(job)
+    assert (found.metrics["recall"]["model 1"].value is None) == (epsilon == 0.1)
+    assert found.facts["total_delta"] == 5e-7
+    shown = list(evaluate_private.as_text(found))
+    assert (evaluate_private.TOO_FEW in shown[-1]) == (epsilon == 0.1)
+
+
 def test_without_a_model_there_is_nothing_to_evaluate(tmp_path, capsys):
     assert cli.main(["evaluate", str(write(tmp_path)), *FLAGS]) == 6
     assert "holds no model yet" in capsys.readouterr().err

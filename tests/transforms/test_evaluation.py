@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from data import ledger, tables
-from tests.transforms.example import contributions, pseudonym, run
+from tests.transforms.example import contributions, encoded, pseudonym, run
 from transforms import bounding
 from transforms.privacy import budget
 from transforms.release import evaluation, holding_out
@@ -194,7 +194,9 @@ def test_holding_out_splits_users_and_nothing_else():
 
 
 def test_items_of_users_are_in_order_whoever_else_is_there():
-    rows = [("ann", "c"), ("ann", "a", "buy"), ("ann", "a"), ("bob", "z"), ("bob", "b")]
-    found = {user: items.to_pylist() for user, items in bounding.items_of_users(contributions(*rows))}
+    """Not in that of a bucket's own dictionary, in which others' items stand too."""
+    rows = [("ann", "c", "view"), ("ann", "a", "buy"), ("ann", "a", "view"), ("bob", "z", "view"), ("bob", "b", "view")]
+    bucket = encoded([(pseudonym(user), item, kind, 1, 1.0) for user, item, kind in rows], bounding.CONTRIBUTIONS)
+    found = {user: items.to_pylist() for user, items in bounding.items_of_users(bucket)}
     assert found == {hash_of("ann"): ["a", "c"], hash_of("bob"): ["b", "z"]}
     assert list(bounding.items_of_users(contributions())) == []
