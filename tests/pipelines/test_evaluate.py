@@ -121,7 +121,7 @@ def test_keeps_and_charges_nothing(capsys, world):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--evaluation.data", "private"], 'evaluation.data = "private" .* budget_share = 0: .* charged .* data = "public"'),
+        (["--evaluation.data", "private"], 'evaluation.data = "private" .*budget_share = 0: .* charged .* data = "public"'),
         (["--models", "2"], '--models 2: is for private data; on data = "synthetic" a model is trained for it'),
         (["--window.size", "1w"], "evaluate: window.size = '1w': .* say --window.size all"),
         (["--source.kind=kafka", "--source.paths=[]", "--source.topic=e", "--kafka.bootstrap=b:1"], "it reads files alone"),
