@@ -9,9 +9,7 @@ import numpy as np
 import scipy.linalg
 
 
-def rotation(
-    item: np.ndarray, history: np.ndarray, earlier_item: np.ndarray, earlier_history: np.ndarray
-) -> np.ndarray:
+def rotation(item: np.ndarray, history: np.ndarray, earlier_item: np.ndarray, earlier_history: np.ndarray) -> np.ndarray:
     """Returns R, (d, max(d, e)), R R^T = 1: `item` R and `history` R are as near to the earlier ones as can be.
 
     The orthogonal Procrustes problem (Schoenemann 1966), over both sides, each scaled to norm 1: min ||A R - B||. The side with

@@ -12,9 +12,7 @@ from models import training
 _CELLS_AT_ONCE = 1 << 22
 
 
-def combine(
-    newest: training.Released, earlier: collections.abc.Iterable[training.Released], decay: float
-) -> training.Released:
+def combine(newest: training.Released, earlier: collections.abc.Iterable[training.Released], decay: float) -> training.Released:
     """Returns the average of the windows, a window weighing `decay` times as much as the next newer one.
 
     A score or a cell is averaged over those windows that have it; the newest has all of them. So noise differs between cells.

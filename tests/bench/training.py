@@ -57,20 +57,69 @@ def window(U: np.ndarray, noise_edge: float, rng: np.random.Generator) -> tuple[
     return items, pa.Table.from_batches(parts), noise_sd
 
 
+def moved(U: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Tastes a window later: so large a share of them, by norm, is new."""
+    return (1 - share**2) ** 0.5 * U + share * tastes(len(U), rng)
+
+
+def train(
+    window: tuple[pa.Table, pa.Table, float], public: Catalogue, settings: training.Settings, before: pa.Table | None
+) -> tuple[training.Trained, float]:
+    """Trains from the tables on; returns the model and the seconds."""
+    start = time.perf_counter()
+    trained = training.train(training.read(*window, public), public, settings, before=before)
+    return trained, time.perf_counter() - start
+
+
+def vectors(trained: training.Trained, name: str) -> np.ndarray:
+    return np.stack(trained.embeddings[name].to_numpy())
+
+
+def some_histories(items: int, rng: np.random.Generator) -> np.ndarray:
+    """Of 2,000 users, 20 items each, by popularity."""
+    popularity = (np.arange(items) + 10.0) ** -0.8
+    return rng.choice(items, (2_000, 20), p=popularity / popularity.sum())
+
+
+def error(trained: training.Trained, U: np.ndarray, rng: np.random.Generator) -> float:
+    """How far 2,000 users' scores are from those by the true tastes: 1 less their mean correlation."""
+    histories = some_histories(len(U), rng)
+    found = vectors(trained, "history_embedding")[histories].mean(1) @ vectors(trained, "embedding").T
+    true = (U[histories] / (np.linalg.norm(U, axis=1) ** 2)[histories, None]).mean(1) @ U.T
+    return float(1 - np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(found, true, strict=True)]))
+
+
+def stays(first: training.Trained, second: training.Trained, rng: np.random.Generator) -> float:
+    """The mean cosine between a user's vectors of two versions."""
+    old, new = (vectors(trained, "history_embedding") for trained in (first, second))
+    histories = some_histories(len(old), rng)
+    width = min(old.shape[1], new.shape[1])
+    users = [side[:, :width][histories].mean(1) for side in (old, new)]
+    return float(np.mean((users[0] * users[1]).sum(1) / np.prod([np.linalg.norm(side, axis=1) for side in users], axis=0)))
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=training.Settings().epochs)
     parser.add_argument("--noise-edge", type=float, default=0.01, help="of the largest eigenvalue")
+    parser.add_argument("--moved", type=float, default=0.2, help="how much of the tastes is new in the second window")
     arguments = parser.parse_args(argv)
     rng = np.random.default_rng(0)
     public, U = catalogue(arguments.items, rng), tastes(arguments.items, rng)
-    items, pairs, noise_sd = window(U, arguments.noise_edge, rng)
     settings = dataclasses.replace(training.Settings(), rank=arguments.rank, epochs=arguments.epochs)
-    start = time.perf_counter()
-    trained = training.train(items, pairs, noise_sd, public, settings)
-    print(f"from nothing: {time.perf_counter() - start:.1f} s, {len(trained.embeddings['embedding'][0])} dimensions")
+    first, seconds = train(window(U, arguments.noise_edge, rng), public, settings, None)
+    print(f"first window, from nothing: {seconds:.1f} s, {vectors(first, 'embedding').shape[1]} dimensions", flush=True)
+    U = moved(U, arguments.moved, rng)
+    second = window(U, arguments.noise_edge, rng)
+    for name, before in (("from nothing", None), ("from the version before", first.embeddings)):
+        trained, seconds = train(second, public, settings, before)
+        print(
+            f"second window, {name}: {seconds:.1f} s, error {error(trained, U, np.random.default_rng(1)):.4f}, "
+            f"cosine of a user's vectors {stays(first, trained, np.random.default_rng(2)):.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
