@@ -31,8 +31,12 @@ _DEPTH = 12
 _STILL, _STILL_STARTED = 1e-3, 1e-2
 """Which change of the eigenvalues, as a share of their norm, counts as none; from a start sooner: what hasn't turned yet from
 the signal before to this window's noise does no harm (docs/model.md, "Retraining")."""
+_STILL_DIAGONAL = 1e-2
+"""The same of the diagonal. With 0 the error of a planted signal's matrix was 0.0697 in place of 0.0701."""
 ROUNDS = 8
-"""Passes that fill in the diagonal, at most; it stands still after two to four."""
+"""Passes that fill in the diagonal, at most; it stands still after some five."""
+_TILE = 1_000
+"""Rows and columns that are looked at together."""
 
 
 class Spectrum(NamedTuple):
@@ -104,7 +108,7 @@ def denoise(
     diagonal = np.zeros(n)
     for _ in range(ROUNDS):
         before, (spectrum, diagonal) = diagonal, _fill_in(basis, products, diagonal, max_rank, shrink, edge)
-        if np.linalg.norm(diagonal - before) <= _STILL * np.linalg.norm(diagonal):
+        if np.linalg.norm(diagonal - before) <= _STILL_DIAGONAL * np.linalg.norm(diagonal):
             break
         # A step of subspace iteration follows the small change of the diagonal.
         basis = np.linalg.qr(products + diagonal[:, None] * basis)[0]
@@ -128,7 +132,7 @@ def _fill_in(
         values, rotation = np.linalg.eigh((whole + whole.T) / 2)
         spectrum = _weigh(values[-max_rank:], basis @ rotation[:, -max_rank:], shrink, edge)
         before, diagonal = diagonal, (spectrum.vectors**2) @ spectrum.values
-        if np.linalg.norm(diagonal - before) <= _STILL * np.linalg.norm(diagonal):
+        if np.linalg.norm(diagonal - before) <= _STILL_DIAGONAL * np.linalg.norm(diagonal):
             break
     return spectrum, diagonal
 
@@ -184,16 +188,21 @@ def _krylov(signal: np.ndarray, block: np.ndarray, rank: int, still: float) -> t
 def _check(matrix: np.ndarray, noise_sd: float, max_rank: int) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"denoise: matrix must be square and not empty, not of shape {matrix.shape}.")
-    # Row by row: a copy of a large matrix is large.
-    largest = max(np.abs(row).max() for row in matrix)
-    if not largest < np.inf or any(
-        np.abs(row - column).max() > 1e-9 * largest for row, column in zip(matrix, matrix.T, strict=True)
-    ):
+    # Tile by tile: a copy of a large matrix is large.
+    largest = max(np.abs(matrix[start : start + _TILE]).max() for start in range(0, len(matrix), _TILE))
+    if not largest < np.inf or _asymmetry(matrix) > 1e-9 * largest:
         raise ValueError("denoise: matrix must be finite and symmetric.")
     if not (np.isfinite(noise_sd) and noise_sd >= 0):
         raise ValueError(f"denoise: noise_sd must be finite and not negative, not {noise_sd}.")
     if max_rank < 1:
         raise ValueError(f"denoise: max_rank must be positive, not {max_rank}.")
+
+
+def _asymmetry(matrix: np.ndarray) -> float:
+    """Returns the largest difference between the matrix and its transpose."""
+    parts = [slice(start, start + _TILE) for start in range(0, len(matrix), _TILE)]
+    tiles = ((above, below) for number, above in enumerate(parts) for below in parts[number:])
+    return max(float(np.abs(matrix[above, below] - matrix[below, above].T).max()) for above, below in tiles)
 
 
 def _weigh(values: np.ndarray, vectors: np.ndarray, shrink: Shrink, edge: float) -> Spectrum:
