@@ -29,10 +29,8 @@ _SPARE = 16
 _DEPTH = 12
 """Blocks of a Krylov basis, at most."""
 _STILL, _STILL_STARTED = 1e-3, 1e-2
-"""Which change of the eigenvalues, as a share of their norm, counts as none; from a start sooner: what hasn't turned yet from
-the signal before to this window's noise does no harm (docs/model.md, "Retraining")."""
-_STILL_DIAGONAL = 1e-2
-"""The same of the diagonal. With 0 the error of a planted signal's matrix was 0.0697 in place of 0.0701."""
+"""Which change of eigenvalues or diagonal, as a share of their norm, counts as none; from a start sooner: what hasn't turned
+yet from the signal before to this window's noise does no harm (docs/model.md, "Retraining")."""
 ROUNDS = 8
 """Passes that fill in the diagonal, at most; it stands still after some five."""
 _TILE = 1_000
@@ -104,11 +102,12 @@ def denoise(
     edge = noise_edge(noise_sd, n)
     signal = np.array(matrix, np.float64)
     np.fill_diagonal(signal, 0)
-    basis, products = _subspace(signal, min(max_rank, n), start)
+    still = _STILL if start is None else _STILL_STARTED
+    basis, products = _subspace(signal, min(max_rank, n), start, still)
     diagonal = np.zeros(n)
     for _ in range(ROUNDS):
-        before, (spectrum, diagonal) = diagonal, _fill_in(basis, products, diagonal, max_rank, shrink, edge)
-        if np.linalg.norm(diagonal - before) <= _STILL_DIAGONAL * np.linalg.norm(diagonal):
+        before, (spectrum, diagonal) = diagonal, _fill_in(basis, products, diagonal, max_rank, shrink, edge, still)
+        if np.linalg.norm(diagonal - before) <= still * np.linalg.norm(diagonal):
             break
         # A step of subspace iteration follows the small change of the diagonal.
         basis = np.linalg.qr(products + diagonal[:, None] * basis)[0]
@@ -117,7 +116,7 @@ def denoise(
 
 
 def _fill_in(
-    basis: np.ndarray, products: np.ndarray, diagonal: np.ndarray, max_rank: int, shrink: Shrink, edge: float
+    basis: np.ndarray, products: np.ndarray, diagonal: np.ndarray, max_rank: int, shrink: Shrink, edge: float, still: float
 ) -> tuple[Spectrum, np.ndarray]:
     """Returns the signal and its diagonal, as they agree with each other within the span of `basis`.
 
@@ -125,6 +124,7 @@ def _fill_in(
         basis: (n, w), orthonormal columns.
         products: (n, w), of the matrix without its diagonal by `basis`.
         diagonal: (n,), a first guess.
+        still: see _STILL.
     """
     inner = basis.T @ products
     for _ in range(ROUNDS):
@@ -132,7 +132,7 @@ def _fill_in(
         values, rotation = np.linalg.eigh((whole + whole.T) / 2)
         spectrum = _weigh(values[-max_rank:], basis @ rotation[:, -max_rank:], shrink, edge)
         before, diagonal = diagonal, (spectrum.vectors**2) @ spectrum.values
-        if np.linalg.norm(diagonal - before) <= _STILL_DIAGONAL * np.linalg.norm(diagonal):
+        if np.linalg.norm(diagonal - before) <= still * np.linalg.norm(diagonal):
             break
     return spectrum, diagonal
 
@@ -145,13 +145,13 @@ def largest(signal: np.ndarray, max_rank: int = 128) -> Spectrum:
     """
     _check(signal, 0.0, max_rank)
     rank = min(max_rank, len(signal))
-    basis, products = _subspace(signal, rank, None)
+    basis, products = _subspace(signal, rank, None, _STILL)
     values, rotation = np.linalg.eigh(basis.T @ products)
     spectrum = _weigh(values[-rank:], basis @ rotation[:, -rank:], keep, 0.0)
     return Spectrum(spectrum.values, _fix_signs(spectrum.vectors))
 
 
-def _subspace(signal: np.ndarray, rank: int, start: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _subspace(signal: np.ndarray, rank: int, start: np.ndarray | None, still: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns orthonormal columns (n, at least `rank`) whose span has the `rank` largest eigenvectors, and `signal` by them."""
     n = len(signal)
     if start is None and n < _LARGE:
@@ -160,7 +160,7 @@ def _subspace(signal: np.ndarray, rank: int, start: np.ndarray | None) -> tuple[
     given = np.empty((n, 0)) if start is None else start[:, :rank]
     # Seeded, so that equal matrices give equal models.
     others = np.random.default_rng(0).normal(size=(n, min(rank + _SPARE, n) - given.shape[1]))
-    return _krylov(signal, np.hstack([given, others]), rank, _STILL if start is None else _STILL_STARTED)
+    return _krylov(signal, np.hstack([given, others]), rank, still)
 
 
 def _krylov(signal: np.ndarray, block: np.ndarray, rank: int, still: float) -> tuple[np.ndarray, np.ndarray]:
