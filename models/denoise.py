@@ -92,7 +92,7 @@ def denoise(
         max_rank: positive.
         shrink: see above.
         start: (n, any number), columns whose span is near to the signal's, such as those of the window before: from there on it
-            is found sooner.
+            is found sooner in a large matrix. A small one (below 4,000) doesn't need it.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -153,20 +153,20 @@ def largest(signal: np.ndarray, max_rank: int = 128) -> Spectrum:
 
 def _subspace(signal: np.ndarray, rank: int, start: np.ndarray | None, still: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns orthonormal columns (n, at least `rank`) whose span has the `rank` largest eigenvectors, and `signal` by them."""
-    n = len(signal)
-    if start is None and n < _LARGE:
+    n, width = len(signal), min(rank + _SPARE, len(signal))
+    if n < max(_LARGE, 8 * width):
         values, vectors = scipy.linalg.eigh(signal, subset_by_index=(n - rank, n - 1), check_finite=False)
         return vectors, vectors * values
     given = np.empty((n, 0)) if start is None else start[:, :rank]
     # Seeded, so that equal matrices give equal models.
-    others = np.random.default_rng(0).normal(size=(n, min(rank + _SPARE, n) - given.shape[1]))
+    others = np.random.default_rng(0).normal(size=(n, width - given.shape[1]))
     return _krylov(signal, np.hstack([given, others]), rank, still)
 
 
 def _krylov(signal: np.ndarray, block: np.ndarray, rank: int, still: float) -> tuple[np.ndarray, np.ndarray]:
     """As `_subspace`, from the span of block, signal block, signal^2 block, ... (Musco and Musco 2015, algorithm 2).
 
-    The span grows until the `rank` largest eigenvalues in it stand still, or to _DEPTH blocks.
+    The span grows until the `rank` largest eigenvalues in it stand still, or to _DEPTH blocks or half of all there is.
     """
     width = block.shape[1]
     basis = np.linalg.qr(block)[0]
@@ -175,7 +175,7 @@ def _krylov(signal: np.ndarray, block: np.ndarray, rank: int, still: float) -> t
         inner = basis.T @ products
         found, rotation = np.linalg.eigh((inner + inner.T) / 2)
         before, values = values, found[-rank:]
-        if np.linalg.norm(values - before) <= still * np.linalg.norm(values) or basis.shape[1] + width > len(signal):
+        if np.linalg.norm(values - before) <= still * np.linalg.norm(values) or 2 * basis.shape[1] > len(signal):
             break
         block = products[:, -width:]
         for _ in range(2):  # once loses digits

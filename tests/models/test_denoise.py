@@ -130,7 +130,10 @@ STARTS = {
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_from_any_start_the_signal_is_found_as_well(start: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> None:
+def test_from_any_start_the_signal_is_found_as_well(
+    start: Callable[[np.ndarray, np.random.Generator], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LARGE", 10)
     rng = np.random.default_rng(7)
     edge = 2 * N**0.5
     signal, _ = planted(rng, [9 * edge, 6 * edge, 4 * edge, 2 * edge])
