@@ -15,18 +15,26 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-import scipy.sparse.linalg
 
 EDGE_SHARE = 0.9
 """Eigenvalues below this share of the edge are dropped. Under 1: tastes of popular items stand out before the edge.
 Of 0.7 .. 1.1, the best on average over the synthetic world, Online Retail and MovieLens (tuning seeds)."""
 Shrink = collections.abc.Callable[[np.ndarray, float], np.ndarray]
 """Eigenvalues (d,) and the noise's edge in, weights (d,) out."""
-_LARGE = 15_000
-"""From this size on a Lanczos iteration finds the top of the spectrum: LAPACK's reduction would need a second matrix."""
-_TOLERANCE = 1e-5
+_LARGE = 4_000
+"""From this size on a block Krylov iteration finds the top of the spectrum: LAPACK's reduction reads the matrix n times, and
+needs a second one."""
+_SPARE = 16
+"""Columns of a block beside those asked for: the last of these converge sooner."""
+_DEPTH = 12
+"""Blocks of a Krylov basis, at most."""
+_STILL, _STILL_STARTED = 1e-3, 1e-2
+"""Which change of eigenvalues or diagonal, as a share of their norm, counts as none; from a start sooner: what hasn't turned
+yet from the signal before to this window's noise does no harm (docs/model.md, "Retraining")."""
 ROUNDS = 8
-"""Passes that fill in the diagonal; it stands still after about five."""
+"""Passes that fill in the diagonal, at most; it stands still after some five."""
+_TILE = 1_000
+"""Rows and columns that are looked at together."""
 
 
 class Spectrum(NamedTuple):
@@ -69,7 +77,13 @@ def noise_edge(noise_sd: float, n: int) -> float:
     return 2 * noise_sd * float(np.sqrt(n))
 
 
-def denoise(matrix: np.ndarray, noise_sd: float, max_rank: int = 128, shrink: Shrink = before_the_edge) -> Spectrum:
+def denoise(
+    matrix: np.ndarray,
+    noise_sd: float,
+    max_rank: int = 128,
+    shrink: Shrink = before_the_edge,
+    start: np.ndarray | None = None,
+) -> Spectrum:
     """Returns at most `max_rank` eigenpairs of the signal in `matrix`.
 
     Args:
@@ -77,6 +91,8 @@ def denoise(matrix: np.ndarray, noise_sd: float, max_rank: int = 128, shrink: Sh
         noise_sd: standard deviation of the noise off the diagonal.
         max_rank: positive.
         shrink: see above.
+        start: (n, any number), columns whose span is near to the signal's, such as those of the window before: from there on it
+            is found sooner in a large matrix. A small one (below 4,000) doesn't need it.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -86,16 +102,39 @@ def denoise(matrix: np.ndarray, noise_sd: float, max_rank: int = 128, shrink: Sh
     edge = noise_edge(noise_sd, n)
     signal = np.array(matrix, np.float64)
     np.fill_diagonal(signal, 0)
-    values, vectors = _largest(signal, min(max_rank, n))
-    spectrum = _weigh(values, vectors, shrink, edge)
+    still = _STILL if start is None else _STILL_STARTED
+    basis, products = _subspace(signal, min(max_rank, n), start, still)
+    diagonal = np.zeros(n)
     for _ in range(ROUNDS):
-        np.fill_diagonal(signal, (spectrum.vectors**2) @ spectrum.values)
-        # One step of subspace iteration follows the small change of the diagonal; a fresh eigh would cost 50 times more.
-        vectors, _ = np.linalg.qr(signal @ vectors)
-        values, rotation = np.linalg.eigh(vectors.T @ signal @ vectors)
-        vectors = vectors @ rotation
-        spectrum = _weigh(values, vectors, shrink, edge)
+        before, (spectrum, diagonal) = diagonal, _fill_in(basis, products, diagonal, max_rank, shrink, edge, still)
+        if np.linalg.norm(diagonal - before) <= still * np.linalg.norm(diagonal):
+            break
+        # A step of subspace iteration follows the small change of the diagonal.
+        basis = np.linalg.qr(products + diagonal[:, None] * basis)[0]
+        products = signal @ basis
     return Spectrum(spectrum.values, _fix_signs(spectrum.vectors))
+
+
+def _fill_in(
+    basis: np.ndarray, products: np.ndarray, diagonal: np.ndarray, max_rank: int, shrink: Shrink, edge: float, still: float
+) -> tuple[Spectrum, np.ndarray]:
+    """Returns the signal and its diagonal, as they agree with each other within the span of `basis`.
+
+    Args:
+        basis: (n, w), orthonormal columns.
+        products: (n, w), of the matrix without its diagonal by `basis`.
+        diagonal: (n,), a first guess.
+        still: see _STILL.
+    """
+    inner = basis.T @ products
+    for _ in range(ROUNDS):
+        whole = inner + basis.T @ (diagonal[:, None] * basis)
+        values, rotation = np.linalg.eigh((whole + whole.T) / 2)
+        spectrum = _weigh(values[-max_rank:], basis @ rotation[:, -max_rank:], shrink, edge)
+        before, diagonal = diagonal, (spectrum.vectors**2) @ spectrum.values
+        if np.linalg.norm(diagonal - before) <= still * np.linalg.norm(diagonal):
+            break
+    return spectrum, diagonal
 
 
 def largest(signal: np.ndarray, max_rank: int = 128) -> Spectrum:
@@ -105,34 +144,65 @@ def largest(signal: np.ndarray, max_rank: int = 128) -> Spectrum:
         ValueError: an argument breaks its rule.
     """
     _check(signal, 0.0, max_rank)
-    spectrum = _weigh(*_largest(signal, min(max_rank, len(signal))), keep, 0.0)
+    rank = min(max_rank, len(signal))
+    basis, products = _subspace(signal, rank, None, _STILL)
+    values, rotation = np.linalg.eigh(basis.T @ products)
+    spectrum = _weigh(values[-rank:], basis @ rotation[:, -rank:], keep, 0.0)
     return Spectrum(spectrum.values, _fix_signs(spectrum.vectors))
 
 
-def _largest(signal: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the `rank` largest eigenvalues, ascending, and their vectors, by columns."""
-    n = len(signal)
-    if n < _LARGE:
-        return scipy.linalg.eigh(signal, subset_by_index=(n - rank, n - 1), check_finite=False)
-    # From a fixed start, so that equal matrices give equal models.
-    values, vectors = scipy.sparse.linalg.eigsh(signal, rank, which="LA", v0=np.ones(n), ncv=4 * rank, tol=_TOLERANCE)
-    order = np.argsort(values)
-    return values[order], vectors[:, order]
+def _subspace(signal: np.ndarray, rank: int, start: np.ndarray | None, still: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns orthonormal columns (n, at least `rank`) whose span has the `rank` largest eigenvectors, and `signal` by them."""
+    n, width = len(signal), min(rank + _SPARE, len(signal))
+    if n < max(_LARGE, 8 * width):
+        values, vectors = scipy.linalg.eigh(signal, subset_by_index=(n - rank, n - 1), check_finite=False)
+        return vectors, vectors * values
+    given = np.empty((n, 0)) if start is None else start[:, :rank]
+    # Seeded, so that equal matrices give equal models.
+    others = np.random.default_rng(0).normal(size=(n, width - given.shape[1]))
+    return _krylov(signal, np.hstack([given, others]), rank, still)
+
+
+def _krylov(signal: np.ndarray, block: np.ndarray, rank: int, still: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `_subspace`, from the span of block, signal block, signal^2 block, ... (Musco and Musco 2015, algorithm 2).
+
+    The span grows until the `rank` largest eigenvalues in it stand still, or to _DEPTH blocks or half of all there is.
+    """
+    width = block.shape[1]
+    basis = np.linalg.qr(block)[0]
+    products, values = signal @ basis, np.zeros(rank)
+    for _ in range(_DEPTH):
+        inner = basis.T @ products
+        found, rotation = np.linalg.eigh((inner + inner.T) / 2)
+        before, values = values, found[-rank:]
+        if np.linalg.norm(values - before) <= still * np.linalg.norm(values) or 2 * basis.shape[1] > len(signal):
+            break
+        block = products[:, -width:]
+        for _ in range(2):  # once loses digits
+            block = block - basis @ (basis.T @ block)
+        block = np.linalg.qr(block)[0]
+        basis, products = np.hstack([basis, block]), np.hstack([products, signal @ block])
+    return basis @ rotation[:, -width:], products @ rotation[:, -width:]
 
 
 def _check(matrix: np.ndarray, noise_sd: float, max_rank: int) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"denoise: matrix must be square and not empty, not of shape {matrix.shape}.")
-    # Row by row: a copy of a large matrix is large.
-    largest = max(np.abs(row).max() for row in matrix)
-    if not largest < np.inf or any(
-        np.abs(row - column).max() > 1e-9 * largest for row, column in zip(matrix, matrix.T, strict=True)
-    ):
+    # Tile by tile: a copy of a large matrix is large.
+    largest = max(np.abs(matrix[start : start + _TILE]).max() for start in range(0, len(matrix), _TILE))
+    if not largest < np.inf or _asymmetry(matrix) > 1e-9 * largest:
         raise ValueError("denoise: matrix must be finite and symmetric.")
     if not (np.isfinite(noise_sd) and noise_sd >= 0):
         raise ValueError(f"denoise: noise_sd must be finite and not negative, not {noise_sd}.")
     if max_rank < 1:
         raise ValueError(f"denoise: max_rank must be positive, not {max_rank}.")
+
+
+def _asymmetry(matrix: np.ndarray) -> float:
+    """Returns the largest difference between the matrix and its transpose."""
+    parts = [slice(start, start + _TILE) for start in range(0, len(matrix), _TILE)]
+    tiles = ((above, below) for number, above in enumerate(parts) for below in parts[number:])
+    return max(float(np.abs(matrix[above, below] - matrix[below, above].T).max()) for above, below in tiles)
 
 
 def _weigh(values: np.ndarray, vectors: np.ndarray, shrink: Shrink, edge: float) -> Spectrum:

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
-from models import spectral
+from models import ranking, spectral
 
 PENALTIES = np.logspace(-3, 4, 29)
 """Ridge penalties to choose from, for rows of norm about 1."""
@@ -78,10 +78,11 @@ def _split(embedding: np.ndarray, known: np.ndarray, loadings: sp.csr_matrix) ->
 def ridge(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
     """Returns B (f, d) of Y = X B + rest for the penalty that generalised cross-validation likes best.
 
-    Golub, Heath and Wahba 1979, equation 1.4: (residual / n) / (1 - degrees of freedom / n)^2, from one SVD of X (n, f).
+    Golub, Heath and Wahba 1979, equation 1.4: (residual / n) / (1 - degrees of freedom / n)^2, from the singular values of X
+    (n, f). Those below 1e-6 of the largest count as 0: the smallest penalty is far above what they could add.
     """
-    left, singular, right = scipy.linalg.svd(X, full_matrices=False, check_finite=False)
-    projected = left.T @ Y
+    singular, right = _right_vectors(X)
+    projected = (right.T @ (X.T @ Y)) / singular[:, None]
     energy = (projected**2).sum(1)
     outside = max(float((Y**2).sum() - energy.sum()), 0.0)
     errors = []
@@ -90,7 +91,18 @@ def ridge(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
         residual = outside + float(((1 - shrink) ** 2 * energy).sum())
         errors.append(residual / max(1 - shrink.sum() / len(X), 1e-9) ** 2)
     best = PENALTIES[int(np.argmin(errors))]
-    return right.T @ ((singular / (singular**2 + best))[:, None] * projected)
+    return right @ ((singular / (singular**2 + best))[:, None] * projected)
+
+
+def _right_vectors(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the singular values of X (n, f) that aren't 0, and their right vectors, by columns."""
+    if X.shape[1] > X.shape[0]:
+        _, singular, right = scipy.linalg.svd(X, full_matrices=False, check_finite=False)
+        values, vectors = singular**2, right.T
+    else:
+        values, vectors = scipy.linalg.eigh(X.T @ X, check_finite=False)
+    kept = values > 1e-12 * values.max(initial=np.finfo(float).tiny)
+    return np.sqrt(values[kept]), vectors[:, kept]
 
 
 def neighbours(embeddings: spectral.Embeddings, count: int) -> sp.coo_matrix:
@@ -102,7 +114,7 @@ def neighbours(embeddings: spectral.Embeddings, count: int) -> sp.coo_matrix:
         scores = embeddings.history[start : start + CHUNK] @ embeddings.item.T
         own = np.arange(start, start + len(scores))
         scores[np.arange(len(scores)), own] = -np.inf
-        top = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        top = ranking.best(scores, count)
         share = np.take_along_axis(scores, top, axis=1)
         share /= np.maximum(share[:, :1], np.finfo(float).tiny)
         positive = share > 0

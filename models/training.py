@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from data import tables
 from data.catalogue import Catalogue
-from models import denoise, features, hybrid, ranking, rerank, signals, spectral
+from models import alignment, denoise, features, hybrid, ranking, rerank, signals, spectral
 
 log = logging.getLogger(__name__)
 
@@ -93,15 +93,19 @@ class Released(NamedTuple):
         """Returns how popular each of the N items counts, positive, 1: an average known item; see COLD_SHARE."""
         return _popularity(self.scores, self.known, len(self.ids))
 
-    def spectrum(self, signal: str, rank: int) -> denoise.Spectrum:
-        """Returns at most `rank` eigenpairs of the matrix's signal, told from the noise by `models.signals.BY_NAME[signal]`."""
+    def spectrum(self, signal: str, rank: int, start: np.ndarray | None = None) -> denoise.Spectrum:
+        """Returns at most `rank` eigenpairs of the matrix's signal, told from the noise by `models.signals.BY_NAME[signal]`.
+
+        Args:
+            start: see `denoise.denoise`.
+        """
         scores = self.scores[self.known]
         own_features = sp.csr_matrix(self.loadings[self.known][:, :-1])
-        return signals.BY_NAME[signal](self.matrix, self.noise_sd, spectral.relative(scores, scores), own_features, rank)
+        return signals.BY_NAME[signal](self.matrix, self.noise_sd, spectral.relative(scores, scores), own_features, rank, start)
 
-    def embeddings(self, signal: str, rank: int) -> spectral.Embeddings:
-        """Returns the spectral model's embeddings of the known items."""
-        return spectral.from_spectrum(self.spectrum(signal, rank), self.matrix, self.scores[self.known])
+    def embeddings(self, signal: str, rank: int, start: np.ndarray | None = None) -> spectral.Embeddings:
+        """Returns the spectral model's embeddings of the known items. Arguments as `spectrum`."""
+        return spectral.from_spectrum(self.spectrum(signal, rank, start), self.matrix, self.scores[self.known])
 
 
 class Trained(NamedTuple):
@@ -114,33 +118,34 @@ class Trained(NamedTuple):
 
 
 def train(
-    items: pa.Table,
-    pairs: pa.Table,
-    noise_sd: float,
+    released: Released,
     catalogue: Catalogue | None,
     settings: Settings,
     diversity: rerank.Settings | None = None,
+    before: pa.Table | None = None,
 ) -> Trained:
     """Returns the model tables for every item released or in the catalogue.
 
     Args:
-        items: schema ITEMS. Where no item has a position (nothing passed the selection's threshold, say) there is nothing to
-            learn: embeddings are zero and nothing is recommended.
-        pairs: schema ITEM_PAIRS, every pair of positions once.
-        noise_sd: of the pairs' values off the diagonal, in their units.
-        catalogue: public items and features; None: the released items alone, no features.
+        released: what was released, of one window or of several (`models.windows`). Where there are no known items (nothing
+            passed the selection's threshold, say) there is nothing to learn: embeddings are zero and nothing is recommended.
+        catalogue: the one that `released` was read with.
         settings: see Settings.
         diversity: how the recommendations are re-ranked; None: they aren't.
-
-    Raises:
-        ValueError: the tables contradict their schemas or each other.
+        before: EMBEDDINGS of the version before: training starts from them, and the vectors are turned to them
+            (`models.alignment`). With the same tables, settings and version before the model is the same.
     """
-    released = read(items, pairs, noise_sd, catalogue)
     ids, feature_names = released.ids, released.feature_names
     if not len(released.known):
-        return _untrained(ids, items)
-    model = fit(released, settings)
-    item, history = _float32(model.item.representation()), _float32(model.history.representation())
+        return _untrained(ids, released.scores)
+    earlier = None if before is None else _earlier(ids, before)
+    model = fit(released, settings, None if earlier is None else earlier.item[released.known])
+    item, history = model.item.representation(), model.history.representation()
+    turn = np.eye(item.shape[1])
+    if earlier is not None:
+        common = np.flatnonzero(earlier.item.any(1))
+        turn = alignment.rotation(item[common], history[common], earlier.item[common], earlier.history[common])
+    item, history = _float32(item @ turn), _float32(history @ turn)
     bias = _float32(model.item_bias())
     reranking = None
     if diversity is not None:
@@ -150,18 +155,42 @@ def train(
         _embedding_table(ids, item, history, bias, tables.EMBEDDINGS),
         _embedding_table(
             feature_names,
-            _float32(model.item.features),
-            _float32(model.history.features),
+            _float32(model.item.features @ turn),
+            _float32(model.history.features @ turn),
             _float32(model.feature_bias),
             tables.FEATURE_EMBEDDINGS,
         ),
         recommend(ids, item, history, bias, settings.top_k, reranking),
-        _popular(ids[: items.num_rows], released.scores),
+        _popular(ids[: len(released.scores)], released.scores),
     )
 
 
+def _earlier(ids: collections.abc.Sequence[str], before: pa.Table) -> spectral.Embeddings:
+    """The version before, in the order of `ids`; zeros for items that it doesn't know."""
+    place = {item: row for row, item in enumerate(before["item_id"].to_pylist())}
+    rows = np.array([place.get(item, -1) for item in ids], np.int64)
+    width = len(before["embedding"][0]) if before.num_rows else 1
+    # Row -1 stands for items that are new.
+    sides = (np.vstack([_vectors(before[name], width), np.zeros((1, width))]) for name in ("embedding", "history_embedding"))
+    return spectral.Embeddings(*(side[rows] for side in sides))
+
+
+def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, width).astype(np.float64)
+
+
 def read(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogue | None) -> Released:
-    """Returns what the released tables and the public catalogue say, as arrays. Arguments and errors as `train`."""
+    """Returns what a window's released tables and the public catalogue say, as arrays.
+
+    Args:
+        items: schema ITEMS.
+        pairs: schema ITEM_PAIRS, every pair of positions once.
+        noise_sd: of the pairs' values off the diagonal, in their units.
+        catalogue: public items and features; None: the released items alone, no features.
+
+    Raises:
+        ValueError: the tables contradict their schemas or each other.
+    """
     released = _check_items(items)
     known = _known_rows(items)
     # Where nothing passed the threshold there are no pairs to look at.
@@ -170,11 +199,15 @@ def read(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogue
     return Released(ids, items["score"].to_numpy(), known, matrix, noise_sd, *_features(ids, catalogue))
 
 
-def fit(released: Released, settings: Settings) -> hybrid.Model:
-    """Returns the hybrid model of all items, trained; `released` must have known items."""
+def fit(released: Released, settings: Settings, start: np.ndarray | None = None) -> hybrid.Model:
+    """Returns the hybrid model of all items, trained; `released` must have known items.
+
+    Args:
+        start: (m, any), embeddings of the known items in the version before, zeros for those that it doesn't know.
+    """
     known, loadings, n = released.known, released.loadings, len(released.ids)
     log.info("denoising the co-occurrence of %d items", len(known))
-    embeddings = released.embeddings(settings.signal, settings.rank)
+    embeddings = released.embeddings(settings.signal, settings.rank, start)
     popularity = released.popularity()
     log.info("starting %d items from it, through %d features", n, len(released.feature_names))
     # As D^-1 E on the history's side (models.spectral), so its loadings.
@@ -192,13 +225,13 @@ def fit(released: Released, settings: Settings) -> hybrid.Model:
     return hybrid.train(model, near, settings.epochs, settings.learning_rate, settings.seed, settings.threads)
 
 
-def _untrained(ids: list[str], items: pa.Table) -> Trained:
+def _untrained(ids: list[str], scores: np.ndarray) -> Trained:
     zeros = np.zeros((len(ids), 1), np.float32)
     return Trained(
         _embedding_table(ids, zeros, zeros, zeros.ravel(), tables.EMBEDDINGS),
         tables.FEATURE_EMBEDDINGS.empty_table(),
         tables.RECOMMENDATIONS.empty_table(),
-        _popular(items["item_id"].to_pylist(), items["score"].to_numpy()),
+        _popular(ids[: len(scores)], scores),
     )
 
 
@@ -256,12 +289,12 @@ def _best(scores: np.ndarray, k: int, reranking: tuple[rerank.Settings, rerank.I
 
 def _check_items(items: pa.Table) -> list[str]:
     if not items.schema.equals(tables.ITEMS):
-        raise ValueError(f"train: items must have the schema ITEMS, not {items.schema.names}.")
+        raise ValueError(f"read: items must have the schema ITEMS, not {items.schema.names}.")
     ids: list[str] = items["item_id"].to_pylist()
     if len(set(ids)) != len(ids):
-        raise ValueError(f"train: item_id must be unique, not {len(ids) - len(set(ids))} times repeated.")
+        raise ValueError(f"read: item_id must be unique, not {len(ids) - len(set(ids))} times repeated.")
     if not np.isfinite(items["score"].to_numpy()).all():
-        raise ValueError("train: score of items must be finite.")
+        raise ValueError("read: score of items must be finite.")
     return ids
 
 
@@ -270,25 +303,25 @@ def _known_rows(items: pa.Table) -> np.ndarray:
     rows = np.flatnonzero(items["position"].is_valid().to_numpy())
     positions = items["position"].drop_null().to_numpy()
     if not np.array_equal(np.sort(positions), np.arange(len(positions))):
-        raise ValueError(f"train: position of items must be 0 .. {len(positions) - 1}, each once.")
+        raise ValueError(f"read: position of items must be 0 .. {len(positions) - 1}, each once.")
     return rows[np.argsort(positions)]
 
 
 def _matrix(pairs: pa.Table, m: int) -> np.ndarray:
     """Returns the symmetric matrix (m, m) of an upper triangle."""
     if not pairs.schema.equals(tables.ITEM_PAIRS):
-        raise ValueError(f"train: pairs must have the schema ITEM_PAIRS, not {pairs.schema.names}.")
+        raise ValueError(f"read: pairs must have the schema ITEM_PAIRS, not {pairs.schema.names}.")
     if pairs.num_rows != m * (m + 1) // 2:
-        raise ValueError(f"train: pairs must have {m * (m + 1) // 2} rows for {m} kept items, not {pairs.num_rows}.")
+        raise ValueError(f"read: pairs must have {m * (m + 1) // 2} rows for {m} kept items, not {pairs.num_rows}.")
     matrix = np.full((m, m), np.nan)
     # Part by part: the whole matrix is large, and so would copies of it be.
     for part in pairs.to_batches(_PAIRS_AT_ONCE):
         row, column, value = (part[name].to_numpy() for name in ("row", "col", "value"))
         if (row < 0).any() or (row > column).any() or (column >= m).any():
-            raise ValueError(f"train: row and col of pairs must have 0 <= row <= col < {m}.")
+            raise ValueError(f"read: row and col of pairs must have 0 <= row <= col < {m}.")
         matrix[row, column] = matrix[column, row] = value
     if not all(np.isfinite(row).all() for row in matrix):
-        raise ValueError("train: pairs must hold each pair once, with a finite value.")
+        raise ValueError("read: pairs must hold each pair once, with a finite value.")
     return matrix
 
 

@@ -257,8 +257,9 @@ def _popularity(items: pa.Table, place: Mapping[str, int]) -> np.ndarray:
 
 def _model(job: config.Job, release: _Release, public: Catalogue | None, place: Mapping[str, int]) -> _Model:
     """The job's model of a release, as the macro `recommend` asks it."""
-    settings = training.Settings(**job.model.model_dump(exclude={"retrain"}))
-    found = training.train(release.items, release.pairs, release.noise_sd, public, settings).embeddings
+    settings = job.model.settings
+    released = training.read(release.items, release.pairs, release.noise_sd, public)
+    found = training.train(released, public, settings).embeddings
     columns = np.array([place[item] for item in found["item_id"].to_pylist()], np.int64)
     item, history = (np.array(found[name].to_pylist(), np.float32) for name in ("embedding", "history_embedding"))
     vectors = np.zeros((len(place), item.shape[1]), np.float32)

@@ -43,7 +43,7 @@ class Report(NamedTuple):
 
 
 def run(job: config.Job, k: int = 20, n_older: int = 0, beam_flags: Sequence[str] = ()) -> Report:
-    """Evaluates the newest model, on the window that it was trained on, or finds that this was done before.
+    """Evaluates the newest model, on the last window that it was trained on, or finds that this was done before.
 
     Args:
         k: length of the lists.
@@ -52,7 +52,7 @@ def run(job: config.Job, k: int = 20, n_older: int = 0, beam_flags: Sequence[str
     Raises:
         config.JobFileError: the job says nothing of what an evaluation may cost, or a model was trained on those who would be
             asked, or on another window.
-        errors.NothingThereError: there is no model yet, or the store hasn't the release that it was trained on.
+        errors.NothingThereError: there is no model yet, or the store hasn't a release that it was trained on.
         And what `release.run` raises.
     """
     if not job.holds_out:
@@ -146,9 +146,9 @@ def _question(job: config.Job, kept: store.Store, k: int, n_older: int) -> askin
     models = kept.models(1 + n_older)
     if not models:
         raise errors.NothingThereError(f"{kept.place} holds no model yet: `sottovoce train` makes one.")
-    manifests = [_trained_on(kept, model) for model in models]
+    trained_on = [_trained_on(kept, model) for model in models]
     wanted = {f"evaluation.{key}": getattr(job.evaluation, key) for key in plan.HOLDING_OUT}
-    for model, manifest in zip(models, manifests, strict=True):
+    for model, manifest in ((model, each) for model, manifests in zip(models, trained_on, strict=True) for each in manifests):
         settings = manifest.get("settings", {})
         held_out = {key: settings[key] for key in wanted if key in settings}
         if held_out != wanted or manifest["data_set"] != job.job.data_set:
@@ -159,17 +159,17 @@ def _question(job: config.Job, kept: store.Store, k: int, n_older: int) -> askin
                 + ": it may know those who would be asked. Release and train anew, or set [evaluation] as it was"
                 + (", or compare fewer models (--models)." if n_older else ".")
             )
-    return asking.Question(kept.place, manifests[0], models, k, job.evaluation.seed)
+    return asking.Question(kept.place, trained_on[0][-1], models, k, job.evaluation.seed)
 
 
-def _trained_on(kept: store.Store, model: store.Model) -> dict[str, Any]:
-    """The manifest of the release that a model was trained on."""
-    release_id = str(model.manifest["release_ids"][-1])
-    if not kept.has(release_id):
+def _trained_on(kept: store.Store, model: store.Model) -> list[dict[str, Any]]:
+    """The manifests of the releases that a model was trained on, the one of the last window last."""
+    release_ids = [str(release_id) for release_id in model.manifest["release_ids"]]
+    if missing := [release_id for release_id in release_ids if not kept.has(release_id)]:
         raise errors.NothingThereError(
-            f"{kept.place} holds model {model.number}, but not the release that it was trained on: put it back."
+            f"{kept.place} holds model {model.number}, but not the release {missing[0]} that it was trained on: put it back."
         )
-    return kept.manifest(release_id)
+    return [kept.manifest(release_id) for release_id in release_ids]
 
 
 def _window(job: config.Job, manifest: dict[str, Any]) -> tuple[int, config.Job]:

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 
 from data import files, periods
-from models import rerank
+from models import rerank, training
 from transforms import bounding
 from transforms.ingest import decode, formats, kafka_client, stream
 from transforms.privacy.filter import Composition
@@ -342,6 +342,13 @@ class ModelSection(_Section):
     neighbours: Positive = 50
     top_k: Positive = 20
     seed: int = 0
+    windows: Positive = 1
+    decay: float = Field(1.0, gt=0, le=1)
+
+    @property
+    def settings(self) -> training.Settings:
+        """For `models.training`."""
+        return training.Settings(**self.model_dump(exclude={"retrain", "windows", "decay"}))
 
     @property
     def lasts(self) -> dt.timedelta:

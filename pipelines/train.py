@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from data import errors, store, tables
-from models import training
+from data.catalogue import Catalogue
+from models import training, windows
 from pipelines import config, contract, source
 from transforms.privacy import budget
 
@@ -40,7 +41,10 @@ def _newest(job: config.Job, kept: store.Store) -> dict[str, Any] | None:
 
 
 def run(job: config.Job, release_id: str | None = None) -> store.Model:
-    """Trains on a release, without a name on the newest; returns the model.
+    """Trains on a release, without a name on the newest, and on those of the windows before, as many as model.windows says.
+
+    Returns:
+        The model. It starts from the one before, and its vectors are turned to that one's.
 
     Raises:
         errors.NothingThereError: there is no release yet.
@@ -49,29 +53,33 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
     manifest = _newest(job, kept) if release_id is None else kept.manifest(release_id)
     if manifest is None:
         raise errors.NothingThereError(f"{kept.place} holds no release yet: `sottovoce release` makes one.")
-    log.info("training on release %s", manifest["release_id"])
-    [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
-    items = kept.read_table(manifest, "items", tables.ITEMS)
-    if not items.num_rows:
+    releases = contract.open_ledger(job).releases(job.job.data_set)
+    older = [release for release in releases if release["window_end"] < manifest["window_end"]]
+    earlier = kept.newest(older, budget.COOCCURRENCE, job.model.windows - 1)
+    log.info("training on release %s%s", manifest["release_id"], f" and {len(earlier)} before it" if earlier else "")
+    catalogue, before = source.load_catalogue(job), kept.latest_model()
+    released = _read(kept, manifest, catalogue)
+    if earlier:
+        released = windows.combine(released, (_read(kept, each, catalogue) for each in reversed(earlier)), job.model.decay)
+    if not len(released.ids):
         log.warning(
             "no item passed the selection's threshold: the model is empty. More users, a larger privacy.total_epsilon or a "
             "public [catalogue] let items through"
         )
-    settings = training.Settings(**job.model.model_dump(exclude={"retrain"}))
+    settings = job.model.settings
     trained = training.train(
-        items,
-        kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS),
-        mechanism["noise_sd"] / math.sqrt(2),
-        source.load_catalogue(job),
+        released,
+        catalogue,
         settings,
         job.diversity.settings,
+        None if before is None else before.read_table("embeddings", tables.EMBEDDINGS),
     )
     model = kept.add_model(
         trained._asdict(),
         {
             "created": manifest["created"],
             "trained_at": dt.datetime.now(dt.UTC).isoformat(),
-            "release_ids": [manifest["release_id"]],
+            "release_ids": [each["release_id"] for each in [*earlier, manifest]],
             "model": "lightfm-hybrid",
             "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,
             "epochs": settings.epochs,
@@ -82,6 +90,14 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
     )
     log.info("trained model %d: %d items", model.number, trained.embeddings.num_rows)
     return model
+
+
+def _read(kept: store.Store, manifest: dict[str, Any], catalogue: Catalogue | None) -> training.Released:
+    [mechanism] = [each for each in manifest["mechanisms"] if each["name"] == budget.COOCCURRENCE]
+    items, pairs = (
+        kept.read_table(manifest, name, schema) for name, schema in (("items", tables.ITEMS), ("item_pairs", tables.ITEM_PAIRS))
+    )
+    return training.read(items, pairs, mechanism["noise_sd"] / math.sqrt(2), catalogue)
 
 
 if __name__ == "__main__":

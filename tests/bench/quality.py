@@ -185,10 +185,10 @@ def private_models(
     kept = len(released.matrix)
     closed = spectral.fit(released.matrix, scores[:kept], released.noise_sd)
     yield "spectral, kept items", ranking.fold_in(closed.item, closed.history, 0.0, columns[:kept])
-    pairs = released.pairs()
+    read = training.read(released.items, released.pairs(), released.noise_sd, data.catalogue)
     for epochs in all_epochs:
         settings = training.Settings(epochs=epochs, seed=seed)
-        trained = training.train(released.items, pairs, released.noise_sd, data.catalogue, settings).embeddings
+        trained = training.train(read, data.catalogue, settings).embeddings
         where = np.array([place[item] for item in trained["item_id"].to_pylist()])
         item, history = (np.array(trained[name].to_pylist()) for name in ("embedding", "history_embedding"))
         yield f"LightFM, {epochs} epochs", ranking.fold_in(item, history, trained["bias"].to_numpy(), where)

@@ -33,6 +33,17 @@ def world(blocks: int = 3, size: int = 4, cold: int = 1) -> tuple[pa.Table, pa.T
     return table, pairs(matrix), Catalogue(catalogue, {"colour": "categorical"})
 
 
+def train(
+    table: pa.Table,
+    cells: pa.Table,
+    catalogue: Catalogue | None,
+    settings: training.Settings,
+    diversity: rerank.Settings | None = None,
+    before: pa.Table | None = None,
+) -> training.Trained:
+    return training.train(training.read(table, cells, 0.1, catalogue), catalogue, settings, diversity, before)
+
+
 def recommended(trained: training.Trained, item: str) -> list[str]:
     table = trained.recommendations.to_pylist()
     return [row["recommended_item_id"] for row in table if row["item_id"] == item]
@@ -43,14 +54,14 @@ def vectors(table: pa.Table, column: str) -> np.ndarray:
 
 
 def test_tables_have_the_agreed_schemas() -> None:
-    trained = training.train(*world()[:2], 0.1, world()[2], CLOSED_FORM)
+    trained = train(*world(), CLOSED_FORM)
     schemas = (tables.EMBEDDINGS, tables.FEATURE_EMBEDDINGS, tables.RECOMMENDATIONS, tables.POPULAR)
     assert [table.schema for table in trained] == list(schemas)
 
 
 def test_recommends_the_items_of_the_block() -> None:
     table, cells, _ = world()
-    trained = training.train(table, cells, 0.1, None, CLOSED_FORM)
+    trained = train(table, cells, None, CLOSED_FORM)
     assert set(recommended(trained, "b1i2")) == {"b1i0", "b1i1", "b1i3"}
     assert trained.recommendations["rank"].to_pylist() == [1, 2, 3] * 12
 
@@ -101,39 +112,39 @@ def test_recommends_as_it_is_re_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trains_with_categories_of_the_catalogue() -> None:
     table, cells, catalogue = world()
     one_each = rerank.Settings("mmr", 0.0, max_per_category=1, category_feature="colour")
-    trained = training.train(table, cells, 0.1, catalogue, CLOSED_FORM, one_each)
+    trained = train(table, cells, catalogue, CLOSED_FORM, one_each)
     assert all(sorted(item[:2] for item in recommended(trained, each)) == ["b0", "b1", "b2"] for each in ("b0i0", "b2new0"))
-    plain = training.train(table, cells, 0.1, catalogue, CLOSED_FORM)
+    plain = train(table, cells, catalogue, CLOSED_FORM)
     assert trained.embeddings.equals(plain.embeddings)
-    as_it_is = training.train(table, cells, 0.1, catalogue, CLOSED_FORM, rerank.Settings("dpp", 0.0))
+    as_it_is = train(table, cells, catalogue, CLOSED_FORM, rerank.Settings("dpp", 0.0))
     assert as_it_is.recommendations.equals(plain.recommendations)
 
 
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_cold_item_gets_recommendations_through_its_features(epochs: int) -> None:
     table, cells, catalogue = world()
-    trained = training.train(table, cells, 0.1, catalogue, dataclasses.replace(CLOSED_FORM, epochs=epochs))
+    trained = train(table, cells, catalogue, dataclasses.replace(CLOSED_FORM, epochs=epochs))
     for block in range(3):
         assert all(other.startswith(f"b{block}i") for other in recommended(trained, f"b{block}new0"))
 
 
 def test_cold_item_comes_after_the_known_ones_of_its_kind() -> None:
     table, cells, catalogue = world()
-    trained = training.train(table, cells, 0.1, catalogue, dataclasses.replace(CLOSED_FORM, top_k=4))
+    trained = train(table, cells, catalogue, dataclasses.replace(CLOSED_FORM, top_k=4))
     assert recommended(trained, "b2i0")[3] == "b2new0"
 
 
 def test_released_item_that_was_not_kept_gets_recommendations_without_a_catalogue() -> None:
     table = items(["a", "b", "c", "d"], [4.0, 3.0, 2.0, 1.0], [0, 1, 2, None])
-    trained = training.train(table, pairs(np.full((3, 3), 5.0)), 0.1, None, CLOSED_FORM)
+    trained = train(table, pairs(np.full((3, 3), 5.0)), None, CLOSED_FORM)
     assert len(recommended(trained, "d")) == 3
     assert trained.feature_embeddings["feature"].to_pylist() == [training.ALL_ITEMS]
 
 
 def test_no_epochs_score_as_the_spectral_model() -> None:
     table, cells, catalogue = world()
-    with_features = training.train(table, cells, 0.1, catalogue, CLOSED_FORM).embeddings.slice(0, 12)
-    plain = training.train(table, cells, 0.1, None, CLOSED_FORM).embeddings
+    with_features = train(table, cells, catalogue, CLOSED_FORM).embeddings.slice(0, 12)
+    plain = train(table, cells, None, CLOSED_FORM).embeddings
     scores = [vectors(t, "history_embedding") @ vectors(t, "embedding").T for t in (with_features, plain)]
     assert np.allclose(*scores, atol=1e-5)
     assert not any(plain["bias"].to_pylist())
@@ -142,13 +153,13 @@ def test_no_epochs_score_as_the_spectral_model() -> None:
 def test_same_seed_same_tables() -> None:
     table, cells, catalogue = world()
     settings = dataclasses.replace(CLOSED_FORM, epochs=2)
-    first, second = (training.train(table, cells, 0.1, catalogue, settings) for _ in range(2))
+    first, second = (train(table, cells, catalogue, settings) for _ in range(2))
     assert all(a.equals(b) for a, b in zip(first, second, strict=True))
 
 
 def test_popular_is_ordered_by_score() -> None:
     table = items(["a", "b", "c"], [1.0, 3.0, 2.0], [None, 0, 1])
-    trained = training.train(table, pairs(np.ones((2, 2))), 0.1, None, CLOSED_FORM)
+    trained = train(table, pairs(np.ones((2, 2))), None, CLOSED_FORM)
     assert trained.popular.to_pylist() == [
         {"rank": 1, "item_id": "b", "score": 3.0},
         {"rank": 2, "item_id": "c", "score": 2.0},
@@ -157,7 +168,7 @@ def test_popular_is_ordered_by_score() -> None:
 
 
 def test_a_single_item_has_nothing_to_recommend() -> None:
-    trained = training.train(items(["a"], [1.0], [0]), pairs(np.ones((1, 1))), 0.1, None, training.Settings())
+    trained = train(items(["a"], [1.0], [0]), pairs(np.ones((1, 1))), None, training.Settings())
     assert trained.embeddings.num_rows == 1
     assert trained.recommendations.num_rows == 0
 
@@ -169,7 +180,7 @@ GOOD_PAIRS = pairs(np.ones((2, 2)))
     "released", [items([], [], []), items(["a", "b"], [2.0, 3.0], [None, None])], ids=["none", "none kept"]
 )
 def test_without_kept_items_there_is_nothing_to_learn(released):
-    trained = training.train(released, tables.ITEM_PAIRS.empty_table(), 1.0, None, training.Settings())
+    trained = train(released, tables.ITEM_PAIRS.empty_table(), None, training.Settings())
     ids = released["item_id"].to_pylist()
     assert trained.embeddings.to_pylist() == [
         {"item_id": item, "embedding": [0.0], "history_embedding": [0.0], "bias": 0.0} for item in ids
@@ -192,8 +203,8 @@ def test_without_kept_items_there_is_nothing_to_learn(released):
     ],
 )
 def test_refuses_tables(released: pa.Table, cells: pa.Table, message: str) -> None:
-    with pytest.raises(ValueError, match=f"train: {message}"):
-        training.train(released, cells, 0.1, None, CLOSED_FORM)
+    with pytest.raises(ValueError, match=f"read: {message}"):
+        train(released, cells, None, CLOSED_FORM)
 
 
 @pytest.mark.parametrize(
@@ -203,3 +214,44 @@ def test_refuses_tables(released: pa.Table, cells: pa.Table, message: str) -> No
 def test_refuses_settings(field: str, value: float, rule: str) -> None:
     with pytest.raises(ValueError, match=f"Settings: {field} must (be )?{rule}, not {value}"):
         training.Settings(**{field: value})
+
+
+def turned_window(seed: int) -> tuple[pa.Table, pa.Table, Catalogue]:
+    """The world with another window's noise, and items of the same scores in another order."""
+    table, cells, catalogue = world(blocks=4, size=6, cold=1)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(table.num_rows)
+    values = np.zeros((len(order), len(order)))
+    values[cells["row"], cells["col"]] = cells["value"]
+    noise = np.triu(rng.normal(0, 0.1, values.shape), 1)
+    values = np.triu(values, 1) + np.triu(values).T + noise + noise.T
+    ids = [table["item_id"][row].as_py() for row in order]
+    return items(ids, [5.0] * len(ids), list(range(len(ids)))), pairs(values[np.ix_(order, order)]), catalogue
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_the_version_before_turns_vectors_and_leaves_scores(epochs: int) -> None:
+    settings = dataclasses.replace(CLOSED_FORM, epochs=epochs)
+    before = train(*turned_window(1), settings)
+    fresh, started = (train(*turned_window(2), settings, before=earlier) for earlier in (None, before.embeddings))
+
+    def in_order(trained: training.Trained, name: str) -> np.ndarray:
+        return vectors(trained.embeddings.sort_by("item_id"), name)
+
+    def scores(trained: training.Trained) -> np.ndarray:
+        return in_order(trained, "history_embedding") @ in_order(trained, "embedding").T
+
+    assert scores(started) == pytest.approx(scores(fresh), abs=0.02 * np.abs(scores(fresh)).max())
+
+    def nearness(trained: training.Trained) -> float:
+        old, new = in_order(before, "history_embedding"), in_order(trained, "history_embedding")
+        width = min(old.shape[1], new.shape[1])
+        return float((old[:, :width] * new[:, :width]).sum() / np.linalg.norm(old) / np.linalg.norm(new))
+
+    assert nearness(started) > 0.99 > nearness(fresh)
+    # An item without interactions is what its features are: these are turned like it.
+    table, cells, catalogue = turned_window(2)
+    loadings = training.read(table, cells, 0.1, catalogue).loadings.toarray()
+    by_features = loadings @ vectors(started.feature_embeddings, "embedding")
+    expected, found = by_features[-1], vectors(started.embeddings, "embedding")[-1]
+    assert expected @ found == pytest.approx(np.linalg.norm(expected) * np.linalg.norm(found))

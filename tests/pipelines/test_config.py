@@ -107,7 +107,17 @@ def test_a_least_job_file_gets_the_defaults(path):
             "engine": "columnar",
         },
         "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar", "noise": "chacha"},
-        "model": {"retrain": None, "rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
+        "model": {
+            "retrain": None,
+            "rank": 128,
+            "epochs": 1,
+            "learning_rate": 0.0003,
+            "neighbours": 50,
+            "top_k": 20,
+            "windows": 1,
+            "decay": 1.0,
+            "seed": 0,
+        },
         "diversity": {
             "method": "none",
             "trade_off": 0.3,

@@ -236,6 +236,17 @@ def test_without_a_catalogue_models_of_what_was_made_known_are_asked(tmp_path, e
     assert (evaluate_private.TOO_FEW in shown[-1]) == (epsilon == 0.1)
 
 
+def test_each_release_that_a_model_was_trained_on_must_have_held_them_out(tmp_path, capsys):
+    path = write(tmp_path, time="2025-01-16")
+    windows = ["--window.size=1w", "--window.budget_share=0.25", "--cooccurrence.max_items=12", "--model.windows=2"]
+    load(path, *windows)
+    assert cli.main(["run", str(path), *windows, "--until", "2025-01-15"]) == 0
+    assert cli.main(["run", str(path), *windows, *FLAGS, "--until", "2025-01-22"]) == 0
+    assert len(store.Store(tmp_path / "store").latest_model().manifest["release_ids"]) == 2
+    assert cli.main(["evaluate", str(path), *windows, *FLAGS]) == 2
+    assert "with nobody held out, not with evaluation.held_out_share = 0.4" in capsys.readouterr().err
+
+
 def test_without_a_model_there_is_nothing_to_evaluate(tmp_path, capsys):
     assert cli.main(["evaluate", str(write(tmp_path)), *FLAGS]) == 6
     assert "holds no model yet" in capsys.readouterr().err
