@@ -173,7 +173,18 @@ class Store:
 
     def latest_model(self) -> Model | None:
         """Returns the newest model, or None."""
-        number, name = max(self._models(), default=(0, ""))
+        return self._model(max(self._models(), default=(0, "")))
+
+    def model(self, number: int) -> Model | None:
+        """Returns the model of that number, or None."""
+        return self._model(max((each for each in self._models() if each[0] == number), default=(0, "")))
+
+    def model_numbers(self) -> list[int]:
+        """Returns the numbers of the models that are whole, in order."""
+        return sorted({number for number, _ in self._models()})
+
+    def _model(self, named: tuple[int, str]) -> Model | None:
+        number, name = named
         if not number:
             return None
         place = files.join(self.place, "models", name)

@@ -21,7 +21,7 @@ def run_if_due(job: config.Job, release_id: str | None) -> None:
         release_id: None: there is none. Then the newest one is trained on, if it has no model.
     """
     kept = store.Store(job.job.store)
-    newest, model = _newest(job, kept), kept.latest_model()
+    newest, model = newest_release(job), kept.latest_model()
     if newest is None:
         return
     if model is not None:
@@ -33,10 +33,16 @@ def run_if_due(job: config.Job, release_id: str | None) -> None:
     run(job, release_id)
 
 
-def _newest(job: config.Job, kept: store.Store) -> dict[str, Any] | None:
-    """The manifest of the newest release that a model can be trained on."""
-    found = kept.newest(contract.open_ledger(job).releases(job.job.data_set), budget.COOCCURRENCE)
+def newest_release(job: config.Job) -> dict[str, Any] | None:
+    """Returns the manifest of the newest release that a model can be trained on; None: there is none."""
+    found = store.Store(job.job.store).newest(contract.open_ledger(job).releases(job.job.data_set), budget.COOCCURRENCE)
     return found[0] if found else None
+
+
+def noise_sd(manifest: dict[str, Any]) -> float:
+    """Returns the standard deviation of the noise in a release's co-occurrences, off the diagonal."""
+    [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
+    return float(mechanism["noise_sd"]) / math.sqrt(2)
 
 
 def run(job: config.Job, release_id: str | None = None) -> store.Model:
@@ -46,11 +52,10 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
         errors.NothingThereError: there is no release yet.
     """
     kept = store.Store(job.job.store)
-    manifest = _newest(job, kept) if release_id is None else kept.manifest(release_id)
+    manifest = newest_release(job) if release_id is None else kept.manifest(release_id)
     if manifest is None:
         raise errors.NothingThereError(f"{kept.place} holds no release yet: `sottovoce release` makes one.")
     log.info("training on release %s", manifest["release_id"])
-    [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
     items = kept.read_table(manifest, "items", tables.ITEMS)
     if not items.num_rows:
         log.warning(
@@ -61,7 +66,7 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
     trained = training.train(
         items,
         kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS),
-        mechanism["noise_sd"] / math.sqrt(2),
+        noise_sd(manifest),
         source.load_catalogue(job),
         settings,
         job.diversity.settings,
