@@ -1,13 +1,18 @@
-"""How well a model's lists agree with a released matrix: a figure to tell a good model from a spoiled one, at no budget.
+"""How much of what users do a model foretells, by a released matrix alone: to hold one model against another, at no budget.
 
-For each item the model's `TOP` best others are looked up in the matrix, and the cells added up: the mean of these sums over the
-items is the score, so many co-occurrences an item. It is a sum of noisy cells with weights, and so has the same expectation as
-without noise, and a variance that is known, if the lists hang on nothing of these cells' noise. A model that was trained on the
-matrix has learnt its noise; so the matrix is split in two whose noises are independent (`models.stacking.split`; data fission,
-Leiner, Duan, Wasserman and Ramdas 2023), the model is fitted anew on one half, and looked up in the other. A model of another
-release is taken as it is.
+A model says of item j beside a history's item i: history[i] . item[j]. Put together, B (n, n) with a diagonal of zeros
+foretells each user's row x of the matrix from its other items, as a * B x. The matrix M is the sum of x x^T over the users, so
+how much nearer that is to x than nothing at all is, summed up over the users,
 
-It is not recall: what is frequent weighs most, and who is in the matrix is in training too.
+    sum |x|^2 - |x - a B x|^2  =  2 a <B, M> - a^2 <B^T B, M>,
+
+is linear in M: it has the same expectation as without noise, and a variance that is known, if B and a hang on nothing of M's
+noise. (It is the loss of EASE: Steck 2019, equation 2.) A model that was trained on M has learnt its noise; so M is split in
+two whose noises are independent (`models.stacking.split`; data fission, Leiner, Duan, Wasserman and Ramdas 2023): the model is
+fitted anew on one half, which gives a too, and looked up in the other. A model of another release is taken as it is.
+
+The score is the share of sum |x|^2. It isn't recall, and users who are in the matrix are in training too; docs/model.md says
+how well it goes along with recall, and that the plain sum of the cells of a model's lists, which is linear as well, does not.
 """
 
 import math
@@ -16,110 +21,107 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from models import hybrid, ranking, stacking, training
+from models import hybrid, stacking, training
 
-TOP = 20
-"""Items in a list; where there are few items, at most half of the others, for a list of all would be everybody's."""
 _Z = 1.959963984540054
 """95 % of a Gaussian lie within so many standard deviations."""
 
 
-class Half(NamedTuple):
-    """The part of a released matrix in which models are looked up.
+class Halves(NamedTuple):
+    """A released matrix, split.
 
     Attributes:
-        matrix: (m, m), symmetric.
-        noise_sd: of its noise off the diagonal.
+        first, second: (m, m), symmetric, with independent noise.
+        second_sd: of the second's noise off the diagonal; on it, sqrt(2) times that.
     """
 
-    matrix: np.ndarray
-    noise_sd: float
+    first: np.ndarray
+    second: np.ndarray
+    second_sd: float
+
+    def take(self, places: np.ndarray) -> "Halves":
+        """Returns what is of some of the items."""
+        return Halves(self.first[places][:, places], self.second[places][:, places], self.second_sd)
 
 
 class Vectors(NamedTuple):
-    """What a model ranks n items by: score of item j beside item i is `history[i] @ item[j] + bias[j]`.
-
-    Attributes:
-        item: (n, d).
-        history: (n, d).
-        bias: (n,).
-    """
+    """What a model has of n items, `item` and `history` (n, d); its biases foretell nothing of one user rather than another."""
 
     item: np.ndarray
     history: np.ndarray
-    bias: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Vectors":
         """Returns those of some of the items."""
-        return Vectors(self.item[rows], self.history[rows], self.bias[rows])
+        return Vectors(self.item[rows], self.history[rows])
 
 
 class Agreement(NamedTuple):
-    """The scores of two models, co-occurrences an item, and the 95 % interval of their difference, one - other.
+    """The scores of two models, and the 95 % interval of their difference, one - other.
 
     Attributes:
         low, high: what the noise leaves open; of sampling users it says nothing.
-        items: on how many items both were held against the matrix.
     """
 
     one: float
     other: float
     low: float
     high: float
-    items: int
 
 
-def halves(released: training.Released, seed: int = 0) -> tuple[training.Released, Half]:
-    """Splits a release: what a model is to be fitted on anew, and where it may be looked up then.
+def halves(released: training.Released, seed: int = 0) -> tuple[training.Released, Halves]:
+    """Splits a release; returns what a model is to be fitted on anew as well.
 
     Args:
         released: with known items.
         seed: of the split, which hides nothing and may be known. The same for all models of a release: so figures are too.
     """
-    first, second = stacking.split(released.matrix, released.noise_sd, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    first, second = stacking.split(released.matrix, released.noise_sd, rng)
+    added = rng.normal(0, math.sqrt(2) * released.noise_sd, len(first))
+    np.fill_diagonal(first, np.diag(first) + stacking.SHARE * added)
+    np.fill_diagonal(second, np.diag(second) - added / stacking.SHARE)
     to_fit = released._replace(matrix=first, noise_sd=released.noise_sd * math.sqrt(1 + stacking.SHARE**2))
-    return to_fit, Half(second, released.noise_sd * math.sqrt(1 + stacking.SHARE**-2))
+    return to_fit, Halves(first, second, released.noise_sd * math.sqrt(1 + stacking.SHARE**-2))
 
 
 def vectors_of(model: hybrid.Model) -> Vectors:
     """Returns the vectors of a model's N items."""
-    return Vectors(model.item.representation(), model.history.representation(), model.item_bias())
+    return Vectors(model.item.representation(), model.history.representation())
 
 
 def vectors_in(embeddings: pa.Table, ids: list[str]) -> Vectors:
     """Returns the vectors of some items, all of which must be in a model's table (EMBEDDINGS)."""
     place = {item: row for row, item in enumerate(embeddings["item_id"].to_pylist())}
     rows = embeddings.take(pa.array([place[item] for item in ids], pa.int64()))
-    item, history = (
-        np.reshape(rows[name].combine_chunks().flatten().to_numpy(), (len(ids), -1))
-        for name in ("embedding", "history_embedding")
-    )
-    return Vectors(item, history, rows["bias"].to_numpy())
+    columns = (rows[name].combine_chunks().flatten().to_numpy() for name in ("embedding", "history_embedding"))
+    return Vectors(*(np.reshape(column.astype(np.float64), (len(ids), -1)) for column in columns))
 
 
-def compare(one: Vectors, other: Vectors, half: Half) -> Agreement:
-    """Returns how well two models of the same n items, n at least 2, agree with a half of the matrix (n, n).
+def compare(one: Vectors, other: Vectors, split: Halves) -> Agreement:
+    """Returns how much of users' rows two models of the same n items foretell, n at least 2.
 
-    Both must be independent of the half's noise.
+    Args:
+        one, other: independent of the second half's noise.
+        split: (n, n), of the same items.
     """
-    n = len(half.matrix)
-    ours, theirs = _weights(one), _weights(other)
-    scores = [float(np.vdot(weights, half.matrix)) / n for weights in (ours, theirs)]
-    # A cell and its mirror image are one draw of noise.
-    of_pairs = np.triu((ours - theirs) + (ours - theirs).T, 1)
-    spread = _Z * half.noise_sd * math.sqrt(float(np.vdot(of_pairs, of_pairs))) / n
-    difference = scores[0] - scores[1]
-    return Agreement(scores[0], scores[1], difference - spread, difference + spread, n)
+    # No less than its noise: there may be nothing but that.
+    total = max(float(np.trace(split.first)), split.second_sd)
+    weights = _weights(one, split.first)
+    score = float(np.vdot(weights, split.second))
+    theirs = _weights(other, split.first)
+    base = float(np.vdot(theirs, split.second))
+    weights -= theirs
+    # A cell and its mirror image are one draw of noise: together they weigh twice. On the diagonal it has twice the variance.
+    spread = _Z * split.second_sd * math.sqrt(2) * float(np.linalg.norm(weights)) / total
+    difference = (score - base) / total
+    return Agreement(score / total, base / total, difference - spread, difference + spread)
 
 
-def _weights(vectors: Vectors) -> np.ndarray:
-    """(n, n): in each row a one for each item of its list."""
-    n = len(vectors.item)
-    found = np.zeros((n, n), np.float32)
-    for start in range(0, n, hybrid.CHUNK):
-        scores = vectors.history[start : start + hybrid.CHUNK] @ vectors.item.T + vectors.bias
-        own = np.arange(start, start + len(scores))
-        scores[np.arange(len(scores)), own] = -np.inf
-        lists = ranking.best(scores, min(TOP, max(1, (n - 1) // 2)))
-        np.put_along_axis(found[start : start + len(scores)], lists, 1.0, axis=1)
-    return found
+def _weights(vectors: Vectors, first: np.ndarray) -> np.ndarray:
+    """Returns 2 a B - a^2 B^T B, made symmetric, (n, n), with the a that is best on the first half, at least 0."""
+    foretold = vectors.item @ vectors.history.T
+    np.fill_diagonal(foretold, 0)
+    squared = foretold.T @ foretold
+    linear, quadratic = float(np.vdot(foretold, first)), float(np.vdot(squared, first))
+    scale = max(linear, 0.0) / quadratic if quadratic > 0 else 0.0
+    return scale * (foretold + foretold.T) - scale**2 * squared

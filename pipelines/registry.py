@@ -17,6 +17,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data import errors, ledger, store, tables
 from models import agreement, training
 from pipelines import config, contract, source, train, versions
@@ -210,7 +212,7 @@ def scored(job: config.Job, candidate: store.Model, active: store.Model) -> Figu
     places = [place for place, row in enumerate(released.known) if released.ids[row] in in_both]
     if len(places) < 2:
         return None
-    to_fit, half = agreement.halves(released)
+    to_fit, split = agreement.halves(released)
     rows = released.known[places]
     vectors = []
     for model, table in zip((candidate, active), embeddings, strict=True):
@@ -220,8 +222,7 @@ def scored(job: config.Job, candidate: store.Model, active: store.Model) -> Figu
             vectors.append(agreement.vectors_of(fitted).take(rows))
         else:
             vectors.append(agreement.vectors_in(table, [released.ids[row] for row in rows]))
-    cells = agreement.Half(half.matrix[places][:, places], half.noise_sd)
-    found = agreement.compare(vectors[0], vectors[1], cells)
+    found = agreement.compare(vectors[0], vectors[1], split.take(np.array(places)))
     return Figures(SCORE, found.one, found.other, found.low, found.high, active.number)
 
 
