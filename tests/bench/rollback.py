@@ -2,7 +2,7 @@
 
     python -m tests.bench.rollback
 
-A synthetic world is released, trained on twice and published twice. Three processes that ask keep their connections until
+A synthetic world is released, trained on twice and published twice. Processes that ask keep their connections until
 `current.duckdb` leads elsewhere, one opens the database anew for each query (tests/data/readers.py). What is answered must be
 of the one or of the other version, whole.
 """
@@ -39,7 +39,9 @@ def _world(directory: pathlib.Path) -> config.Job:
 
 
 def main(argv: list[str]) -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keeping", type=int, default=3, help="processes that keep their connections")
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as directory:
         os.environ["XDG_STATE_HOME"] = directory
         job = _world(pathlib.Path(directory) / "world")
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
                 publish.show(job, registry.rollback(job, None)[0])
                 taken.append(time.perf_counter() - start)
 
-        told, seconds = readers.asked_while(store, back_and_forth, keeping=3)
+        told, seconds = readers.asked_while(store, back_and_forth, keeping=arguments.keeping)
     by_answer = sum(told.values(), collections.Counter[str]())
     wrong = {answer: times for answer, times in by_answer.items() if answer not in set.union(*versions)}
     figures = {
