@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "release (or read back the same release), train and publish"),
         ("release", _release, "release differentially private tables from the job's events"),
         ("train", _train, "train a model on the newest release"),
-        ("publish", _publish, "publish the newest model as a DuckDB version"),
+        ("publish", _publish, "publish the active model, or the newest if it may be, as a DuckDB version"),
     ):
         job = commands.add_parser(name, help=text, allow_abbrev=False, epilog="--section.key VALUE sets a key of the job file.")
         job.add_argument("job", type=Path, metavar="JOB.toml")
@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--k", type=_count, default=20, metavar="N", help="recommendations a user")
     measure.add_argument("--format", choices=("text", "json"), default="text")
     measure.set_defaults(command=_evaluate, takes_flags=True)
+    _add_models(commands.add_parser("models", help="which model people are served, and which they were", allow_abbrev=False))
     ask = commands.add_parser("query", help="query the published database with SQL", allow_abbrev=False)
     ask.add_argument("sql", metavar="SQL")
     ask.add_argument("--store", type=Path, help="default: the store published to last on this machine")
@@ -194,6 +195,34 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--username")
     parser.add_argument("--password-file", type=Path)
     parser.set_defaults(command=_replay)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, text in (
+        ("list", "every model: its state, what it was trained on, and what was decided on it"),
+        ("promote", "make a model the active one, whatever its figure, and publish it"),
+        ("rollback", "make a model active again at once, with the database of then"),
+        ("compare", "figures, recommendations and parameters of two models"),
+    ):
+        models = actions.add_parser(name, help=text, allow_abbrev=False)
+        models.add_argument("job", type=Path, metavar="JOB.toml")
+        if name == "promote":
+            models.add_argument("model", type=_number, metavar="N")
+        if name == "rollback":
+            models.add_argument("model", type=_number, metavar="N", nargs="?", help="default: the one active before")
+        if name == "compare":
+            models.add_argument("model", type=_number, metavar="N")
+            models.add_argument("other", type=_number, metavar="M")
+        if name in ("list", "compare"):
+            models.add_argument("--format", choices=("text", "json"), default="text")
+        models.set_defaults(command=_models, action=name, takes_flags=True)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text} is not the number of a model")
+    return int(text)
 
 
 def _port(text: str) -> int:
@@ -385,6 +414,25 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> None:
     job = _own_flags_only(arguments, flags)
     publish.run(job)
     _remember(job)
+
+
+def _models(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import publish, registry
+
+    job = _own_flags_only(arguments, flags)
+    match arguments.action:
+        case "list":
+            listed = registry.described(job)
+            print(registry.as_json(listed) if arguments.format == "json" else "\n".join(registry.as_text(listed)))
+        case "promote":
+            print(registry.promote(job, arguments.model))
+            publish.run(job)
+        case "rollback":
+            model, said = registry.rollback(job, arguments.model)
+            print(f"{said}: {publish.show(job, model)}")
+        case "compare":
+            found = registry.compared(job, arguments.model, arguments.other)
+            print(registry.as_json(found) if arguments.format == "json" else "\n".join(registry.compared_as_text(found)))
 
 
 def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> None:

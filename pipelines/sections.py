@@ -437,9 +437,11 @@ class EvaluationSection(_Section):
 
 
 class PublishSection(_Section):
-    """[publish]: the DuckDB versions."""
+    """[publish]: the DuckDB versions, and which model they have."""
 
     keep_versions: Positive = 5
+    promote: Literal["guarded", "always", "manual"] = "guarded"
+    margin: Annotated[float, Field(ge=0, lt=1), pydantic.BeforeValidator(_no_truth_value)] = 0.05
 
 
 class RunnerSection(_Section):

@@ -127,7 +127,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "candidates": 200,
         },
         "evaluation": {"data": "private", "budget_share": 0.0, "held_out_share": 0.2, "test_start": None, "seed": 0},
-        "publish": {"keep_versions": 5},
+        "publish": {"keep_versions": 5, "promote": "guarded", "margin": 0.05},
         "runner": {
             "kind": "direct",
             "master": "[local]",
