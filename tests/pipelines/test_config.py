@@ -10,6 +10,7 @@ import typing
 import pydantic
 import pytest
 
+from models import training
 from pipelines import config, sections
 
 LEAST = """\
@@ -48,6 +49,13 @@ def path(tmp_path) -> pathlib.Path:
     path = tmp_path / "job.toml"
     path.write_text(LEAST)
     return path
+
+
+def test_a_job_may_choose_what_training_can_do_and_has_the_same_defaults() -> None:
+    fields = sections.ModelSection.model_fields
+    assert {name: typing.get_args(fields[name].annotation) for name in training.CHOICES} == training.CHOICES
+    defaults = sections.ModelSection().model_dump(exclude={"retrain"})
+    assert training.Settings(**defaults) == training.Settings()
 
 
 def test_a_least_job_file_gets_the_defaults(path):
@@ -106,7 +114,19 @@ def test_a_least_job_file_gets_the_defaults(path):
             "engine": "columnar",
         },
         "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar", "noise": "chacha"},
-        "model": {"retrain": None, "rank": 128, "epochs": 1, "learning_rate": 0.0003, "neighbours": 50, "top_k": 20, "seed": 0},
+        "model": {
+            "retrain": None,
+            "kind": "ensemble",
+            "signal": "auto",
+            "rank": 128,
+            "feature_rank": 512,
+            "epochs": 0,
+            "loss": "warp",
+            "learning_rate": 0.0003,
+            "neighbours": 50,
+            "top_k": 20,
+            "seed": 0,
+        },
         "diversity": {
             "method": "none",
             "trade_off": 0.3,

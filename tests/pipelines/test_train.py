@@ -27,3 +27,16 @@ def test_recommendations_are_re_ranked_as_the_job_says(tmp_path):
         found[name] = [row["recommended_item_id"] for row in table if row["item_id"] == "a"]
     assert sorted(found["plain"]) == ["b", "c", "d"]
     assert sorted(GENRES[item] for item in found["diverse"]) == ["fruit", "root"]
+
+
+def test_the_model_is_of_the_kind_that_the_job_says(tmp_path):
+    path = example.write_job(tmp_path, PEOPLE)
+    release.run(example.load(path))
+    found = {}
+    for kind in ("ensemble", "hybrid"):
+        model = train.run(example.load(path, f"--model.kind={kind}", "--model.signal=low-rank"))
+        assert model.manifest["model"] == kind
+        assert model.manifest["parameters"]["kind"] == kind
+        assert model.manifest["parameters"]["signal"] == "low-rank"
+        found[kind] = model.read_table("embeddings", tables.EMBEDDINGS)
+    assert not found["ensemble"].equals(found["hybrid"])
