@@ -64,8 +64,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--delta", type=float, default=1e-6)
     parser.add_argument("--max-items", type=int, help="kept for co-occurrence; default: the product's own rule")
     parser.add_argument("--most-items", type=int, default=cooccurrence.MAX_ITEMS, help="that the rule may keep")
-    parser.add_argument("--kind", default=training.Settings().kind, help="of the start, as model.kind")
-    parser.add_argument("--signal", default=training.Settings().signal, help="of the start, as model.signal")
+    parser.add_argument("--kind", choices=training.CHOICES["kind"], default=training.Settings.kind, help="as model.kind")
+    parser.add_argument(
+        "--signal", choices=training.CHOICES["signal"], default=training.Settings.signal, help="as model.signal"
+    )
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3, 10])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0003, 0.003])
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102], help="0 to 4 are for tuning")
