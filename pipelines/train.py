@@ -95,7 +95,7 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
             "created": manifest["created"],
             "trained_at": dt.datetime.now(dt.UTC).isoformat(),
             "release_ids": [each["release_id"] for each in [*earlier, manifest]],
-            "model": "lightfm-hybrid",
+            "model": settings.kind,
             "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,
             "epochs": settings.epochs,
             "items": trained.embeddings.num_rows,
