@@ -35,7 +35,7 @@ class Noise(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A strategy for private partition selection: the bound that suits it best, and how many items it would show, on average."""
+    """A strategy for private partition selection: the bound that suits it best, and how many items it shows on average."""
 
     name: str
     max_partitions_contributed: int
