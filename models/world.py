@@ -29,7 +29,7 @@ MAX_LIFT = 30.0
 """How much more (or less) often two items may meet than by popularity alone: beyond, it is noise on rare items."""
 MAX_SHARE = 0.25
 """Of all items, the most that one user has."""
-ROUNDS = 12
+ROUNDS = 16
 """Of the calibration: what is left to mend is then a percent or so."""
 CALIBRATION_USERS = 10_000
 """Simulated in each round."""
@@ -53,7 +53,7 @@ class Figures(NamedTuple):
         matrix: (m, m), noisy sums of outer products of users' rows of norm 1.
         noise_sd: of `matrix` off its diagonal.
         features: (n, f), public; no columns: none are known.
-        evenness: (mean weight)^2 / mean squared weight of a user's items, in (0, 1]; 1: all weigh the same.
+        weights: what a user's items weigh, and the share of the items that each weight has.
         expected_users: a public figure, for a matrix that says nothing of how many there are.
     """
 
@@ -63,7 +63,7 @@ class Figures(NamedTuple):
     matrix: np.ndarray
     noise_sd: float
     features: sp.csr_matrix
-    evenness: float
+    weights: tuple[tuple[float, float], ...]
     expected_users: int
 
 
@@ -76,15 +76,17 @@ class World:
         popularity: (n,), log odds.
         tastes: (n, d).
         log_length: mean and standard deviation of the logarithm of a user's number of items.
+        weights: see Figures.
     """
 
     users: int
     popularity: np.ndarray
     tastes: np.ndarray
     log_length: tuple[float, float]
+    weights: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
 
     def draw(self, users: int, seed: int) -> sp.csr_matrix:
-        """Returns so many users' items as ones, float32 (users, n); the same for a seed."""
+        """Returns so many users' weights of their items, float32 (users, n); the same for a seed."""
         parts = [self._chunk(seed, chunk) for chunk in range(-(-users // _CHUNK_USERS))]
         return sp.vstack(parts, format="csr")[:users]
 
@@ -96,7 +98,10 @@ class World:
         keys = taste @ self.tastes.T.astype(np.float32) + self.popularity.astype(np.float32)
         keys -= np.log(rng.standard_exponential(keys.shape, np.float32) + np.float32(1e-8))
         lowest = np.sort(keys, axis=1)[np.arange(_CHUNK_USERS), n - length]
-        return sp.csr_matrix(keys >= lowest[:, None], dtype=np.float32)
+        rows = sp.csr_matrix(keys >= lowest[:, None], dtype=np.float32)
+        values, shares = np.array(self.weights).T
+        rows.data = rng.choice(values, rows.nnz, p=shares / shares.sum()).astype(np.float32)
+        return rows
 
 
 def fit(figures: Figures, seed: int = 0) -> World:
@@ -115,7 +120,7 @@ def fit(figures: Figures, seed: int = 0) -> World:
     users = count_users(figures)
     spectrum = denoise.denoise(figures.matrix, figures.noise_sd, MAX_RANK)
     tastes = _tastes(figures, scores, spectrum, np.random.default_rng([seed, 1]))
-    start = World(users, np.log(scores / scores.max()), tastes, log_length(figures, users))
+    start = World(users, np.log(scores / scores.max()), tastes, log_length(figures, users), figures.weights)
     return _calibrate(start, figures, scores, _beyond_popularity(spectrum), seed)
 
 
@@ -128,13 +133,16 @@ def count_users(figures: Figures) -> int:
 def log_length(figures: Figures, users: int) -> tuple[float, float]:
     """Returns mean and standard deviation of the logarithm of a user's number of items t.
 
-    The scores add up to the sum over users of sqrt(t); all cells of the matrix to the sum of t, of kept items. No bound but
-    that of the selection is in either, and the noise of both sums is small. A log-normal is fitted to the two means.
+    The scores add up to the sum over users of sqrt(t); all cells of the matrix to the sum of t, of kept items, where all weigh
+    the same. No bound but that of the selection is in either, and the noise of both sums is small. A log-normal is fitted to
+    the two means.
     """
     total = max(float(figures.scores.sum()), users * 1.0)
     kept = min(1.0, max(_LEAST, float(figures.scores[figures.known].sum()) / total))
     root = total / users
-    mean = float(figures.matrix.sum()) / users / kept / figures.evenness
+    values, shares = np.array(figures.weights).T
+    evenness = float(values @ shares) ** 2 / float(values**2 @ shares) / float(shares.sum())
+    mean = float(figures.matrix.sum()) / users / kept / evenness
     variance = 4 * (np.log(max(mean, root**2)) - 2 * np.log(root))
     variance = float(np.clip(variance, 0.0, MAX_VARIANCE))
     return 2 * float(np.log(root)) - variance / 4, variance**0.5
@@ -206,7 +214,7 @@ def _calibrate(world: World, figures: Figures, scores: np.ndarray, strength: flo
     """The world whose own release has these scores, lengths and this much of taste in its spectrum."""
     users = min(world.users, CALIBRATION_USERS)
     scale = users / world.users
-    roots, cells = float(figures.scores.sum()) * scale, float(figures.matrix.sum()) * scale / figures.evenness
+    roots, cells = float(figures.scores.sum()) * scale, float(figures.matrix.sum()) * scale
     noise_sd = figures.noise_sd * scale
     upper = np.triu(np.random.default_rng([seed, 2]).normal(0, noise_sd, figures.matrix.shape), 1)
     for number in range(ROUNDS):
@@ -228,19 +236,20 @@ def _calibrate(world: World, figures: Figures, scores: np.ndarray, strength: flo
             world.tastes * np.clip(too_weak, 0.5, 2) ** step,
             # As in `log_length`: what the wider spread adds to the mean square root is taken off the mean.
             (float(mean + step * 2 * too_short - (variance - sd**2) / 4), variance**0.5),
+            world.weights,
         )
     return world
 
 
 def _scores(rows: sp.csr_matrix) -> np.ndarray:
     sizes = np.maximum(np.diff(rows.indptr), 1)
-    return np.asarray((sp.diags(1 / np.sqrt(sizes)) @ rows).sum(0)).ravel()
+    return np.bincount(rows.indices, np.repeat(1 / np.sqrt(sizes), np.diff(rows.indptr)), minlength=rows.shape[1])
 
 
 def _cooccurrence(rows: sp.csr_matrix, known: np.ndarray) -> np.ndarray:
     part = rows[:, known]
-    sizes = np.maximum(np.diff(part.indptr), 1)
-    return (part.T @ sp.diags(1.0 / sizes) @ part).toarray()
+    squares = np.asarray(part.multiply(part).sum(1)).ravel()
+    return (part.T @ sp.diags(1 / np.maximum(squares, _LEAST)) @ part).toarray()
 
 
 def _beyond_popularity(spectrum: denoise.Spectrum) -> float:

@@ -38,7 +38,7 @@ def privacy_utility(panels: Mapping[str, Sequence[Curve]], mark: float | None = 
         points = sorted({x for curve in curves for x in curve.x})
         axes.set_xticks(points, [f"{x:g}" for x in points])
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(each.high for curve in curves for each in curve.heights))
         axes.set_xlabel("epsilon")
         axes.set_title(title)
         axes.grid(alpha=0.3)

@@ -39,7 +39,7 @@ def read(
             raise errors.NothingThereError(f"{store}: no co-occurrences are published there yet: `sottovoce run` makes them.")
         scores = connection.sql("select item_id, score, position from items where score is not null").to_arrow_table()
         matrix = _matrix(connection)
-        evenness = _evenness(connection, event_types)
+        weights = _weights(connection, event_types)
     ids = scores["item_id"].to_pylist() if public is None else public.item_ids
     place = {item: number for number, item in enumerate(ids)}
     found = np.zeros(len(ids))
@@ -56,7 +56,7 @@ def read(
         ids = [*ids, *(f"(hidden {number})" for number in range(len(hidden)))]
         found, own = np.r_[found, hidden], sp.csr_matrix((len(ids), 0))
     noise_sd = noise[budget.COOCCURRENCE] / math.sqrt(2)
-    figures = world.Figures(found, noise[budget.SELECTION], known, matrix, noise_sd, own, evenness, expected_users)
+    figures = world.Figures(found, noise[budget.SELECTION], known, matrix, noise_sd, own, weights, expected_users)
     return pa.array(ids, pa.string()), figures
 
 
@@ -81,21 +81,22 @@ def _matrix(connection: duckdb.DuckDBPyConnection) -> np.ndarray:
     return matrix
 
 
-def _evenness(connection: duckdb.DuckDBPyConnection, event_types: Mapping[str, float]) -> float:
-    """(Mean weight)^2 / mean squared weight of a user's items, from the counts of users of each event type, all items together.
+def _weights(connection: duckdb.DuckDBPyConnection, event_types: Mapping[str, float]) -> tuple[tuple[float, float], ...]:
+    """What items weigh, and how many of them, from the counts of users of each event type, all items together.
 
-    An item has a user's heaviest event type; rarer types are taken to come with commoner ones, as a purchase with a view.
+    An item has the weight of a user's heaviest event type; rarer types are taken to come with commoner ones, as a purchase with
+    a view.
     """
     rows = connection.sql("select event_type, sum(users)::double from item_counts group by all").fetchall()
     users = {kind: max(0.0, total) for kind, total in rows}
-    most = max(users.values(), default=0.0)
-    if not most:
-        return 1.0
-    left, mean, square = 1.0, 0.0, 0.0
+    most, left = max(users.values(), default=0.0), 1.0
+    found = []
     for kind, weight in sorted(event_types.items(), key=lambda each: -each[1]):
-        share = min(left, users.get(kind, 0.0) / most)
-        left, mean, square = left - share, mean + share * weight, square + share * weight**2
-    return mean**2 / square / (1 - left) if square else 1.0
+        share = min(left, users.get(kind, 0.0) / most) if most else 0.0
+        left -= share
+        if share:
+            found.append((weight, share))
+    return tuple(found) or ((1.0, 1.0),)
 
 
 def _continued(scores: np.ndarray) -> np.ndarray:

@@ -198,7 +198,7 @@ def _model(
     noise_sd = planned.mechanisms[budget.COOCCURRENCE].noise_sd
     pairs = _pairs(rows[:, [columns[item] for item in kept.to_pylist()]], noise_sd, seed)
     released = training.read(items, pairs, noise_sd / math.sqrt(2), public)
-    model = training.fit(released, training.Settings(**job.model.model_dump(exclude={"retrain"})))
+    model = training.fit(released, job.model.settings)
     item, history, bias = (
         np.ascontiguousarray(each, np.float32)
         for each in (model.item.representation(), model.history.representation(), model.item_bias())

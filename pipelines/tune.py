@@ -252,6 +252,7 @@ def _answer(
         return f"no epsilon up to {high:g} reaches {name} with the job's own settings", None
     there = _at(job, epsilon)
     if goal.recall is not None:
+        log.info("epsilon %.3g reaches the goal; measuring it on fresh draws", epsilon)
         again = simulate.estimate(trials.recalls(there, fresh))
         measured = f"{again.mean:.4f} [{again.low:.4f}, {again.high:.4f}] on draws that the search has not seen"
     else:
@@ -415,13 +416,20 @@ _NOTES = (
 
 def chart(found: Found) -> bytes:
     """Returns the privacy-utility curve as a PNG."""
-    x = [point.epsilon for point in found.points]
-    errors = [Estimate(point.count_error, point.count_error, point.count_error) for point in found.points]
-    recall = charts.Curve("the job's settings", x, [point.recall for point in found.points])
-    best = charts.Curve("best settings found", [found.facts["epsilon"]], [found.best])
+
+    def curves(own: Sequence[Estimate], best: Estimate) -> list[charts.Curve]:
+        x = [point.epsilon for point in found.points]
+        return [
+            charts.Curve("the job's settings", x, own),
+            charts.Curve("best settings found", [found.facts["epsilon"]], [best]),
+        ]
+
+    def exact(error: float) -> Estimate:
+        return Estimate(error, error, error)
+
     panels = {
-        f"Recall@{found.facts['k']}": [recall, best],
-        "relative error of counts": [charts.Curve("the job's settings", x, errors)],
+        f"Recall@{found.facts['k']}": curves([point.recall for point in found.points], found.best),
+        "relative error of counts": curves([exact(point.count_error) for point in found.points], exact(found.best_count_error)),
     }
     return charts.privacy_utility(panels, found.answer_epsilon)
 
@@ -436,7 +444,7 @@ def _told(found: Found) -> str:
 
 def _advice(found: Found) -> str:
     gain = found.gain
-    said = "better than" if gain.low > 0 else "not surely better than"
+    said = "better than" if gain.low > 0 else "the same as" if gain.low == gain.high == 0 else "not surely better than"
     return (
         f"At epsilon {found.facts['epsilon']:g} the best settings found have Recall@{found.facts['k']} {_shown(found.best)}, "
         f"the job's own {_shown(found.own)}: {said} those (difference {_shown(gain)}), on draws that the search has not seen. "

@@ -29,7 +29,7 @@ def release(rows: sp.csr_matrix, noise: float = NOISE, kept: int = 60) -> world.
     matrix = (part.T @ sp.diags(1 / np.maximum(np.diff(part.indptr), 1)) @ part).toarray()
     upper = np.triu(rng.normal(0, noise, matrix.shape), 1)
     matrix += upper + upper.T + np.diag(rng.normal(0, noise * math.sqrt(2), kept))
-    return world.Figures(scores, noise * 3, known, matrix, noise, sp.csr_matrix((rows.shape[1], 0)), 1.0, USERS)
+    return world.Figures(scores, noise * 3, known, matrix, noise, sp.csr_matrix((rows.shape[1], 0)), ((1.0, 1.0),), USERS)
 
 
 @pytest.fixture(scope="module")

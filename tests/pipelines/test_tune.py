@@ -258,8 +258,9 @@ def test_reads_the_figures_that_were_released(world):
     assert np.abs(figures.scores - scores).max() < 6 * figures.score_sd
     assert np.abs(figures.matrix - figures.matrix.T).max() == 0
     assert np.trace(figures.matrix) == pytest.approx(1500, abs=6 * figures.noise_sd * (2 * len(figures.known)) ** 0.5)
-    # Purchases weigh twice as much as views, and a third of the items of a user is bought.
-    assert 0.7 < figures.evenness < 0.98
+    # Purchases weigh twice as much as views, and three in ten of a user's items are bought.
+    assert [weight for weight, _ in figures.weights] == [2.0, 1.0]
+    assert [share for _, share in figures.weights] == pytest.approx([0.3, 0.7], abs=0.15)
 
 
 def test_without_a_catalogue_the_hidden_items_continue_those_shown():
