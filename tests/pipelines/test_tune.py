@@ -254,6 +254,9 @@ def test_reads_the_figures_that_were_released(world):
     exact, rows = evaluate.weights(job, source.public_items(job))
     assert ids.equals(exact)
     scores = selection.exact_scores(rows) * 2.0**-selection.GRID_BITS
+    planned = plan.plan(tune.changed(job, {"privacy.total_epsilon": 4.0}), ids)
+    assert figures.score_sd == pytest.approx(planned.mechanisms[budget.SELECTION].noise_sd)
+    assert figures.noise_sd == pytest.approx(planned.mechanisms[budget.COOCCURRENCE].noise_sd / 2**0.5)
     # Up to their noise: 100 draws, none beyond 6 standard deviations (once in 10^6).
     assert np.abs(figures.scores - scores).max() < 6 * figures.score_sd
     assert np.abs(figures.matrix - figures.matrix.T).max() == 0
@@ -261,6 +264,16 @@ def test_reads_the_figures_that_were_released(world):
     # Purchases weigh twice as much as views, and three in ten of a user's items are bought.
     assert [weight for weight, _ in figures.weights] == [2.0, 1.0]
     assert [share for _, share in figures.weights] == pytest.approx([0.3, 0.7], abs=0.15)
+
+
+def test_without_a_catalogue_the_world_has_the_items_that_were_shown_and_some_that_were_not(world, quick):
+    job = config.load(world)[0].model_copy(update={"catalogue": None})
+    trials, facts = tune._of_published(job, 20, 800)
+    assert facts["items"] >= 100
+    assert trials.ids.to_pylist()[100:] == [f"(hidden {number})" for number in range(facts["items"] - 100)]
+    recalls = [trials.recalls(tune.changed(job, {"privacy.total_epsilon": epsilon}), [0])[0] for epsilon in (0.01, 1e4)]
+    # At the least epsilon no item passes the threshold, and nothing is recommended.
+    assert recalls[0] == 0 < recalls[1]
 
 
 def test_without_a_catalogue_the_hidden_items_continue_those_shown():
