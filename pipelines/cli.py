@@ -456,6 +456,8 @@ def _tune(arguments: argparse.Namespace, flags: list[str]) -> None:
 
     job = _own_flags_only(arguments, flags)
     output = arguments.output or Path(f"{job.job.name}-tuning.html")
+    if output.suffix == ".png":
+        raise errors.BadRequestError(f"--output {output}: names the page; the PNG comes beside it, under the same name.")
     page.check_free(output, output.with_suffix(".png"))
     logging.getLogger("models.training").setLevel(logging.WARNING)  # dozens of models
     found = tune.run(

@@ -171,7 +171,7 @@ def _bounded(rows: sp.csr_matrix, bound: int, seed: int) -> sp.csr_matrix:
         return rows
     user = np.repeat(np.arange(len(sizes)), sizes)
     order = np.lexsort((np.random.default_rng([seed, 3]).random(rows.nnz), user))
-    kept = np.sort(order[np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], sizes) < bound])
+    kept = order[np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], sizes) < bound]
     return sp.csr_matrix((rows.data[kept], (user[kept], rows.indices[kept])), shape=rows.shape)
 
 

@@ -57,6 +57,7 @@ def test_counts_are_those_of_the_newest_window_with_their_intervals(store):
     )
     assert f"A view {users} {low} to {high} {low} .. {high} to 21%" in text
     assert "b view -2 -3.5 to -0.5 -3.5 .. -0.5 too noisy to tell" in text
+    assert text.index("c view 8") < text.index("A view 7") < text.index("b view -2")
     assert "99" not in re.findall(r"view (\d+) ", text)
 
 

@@ -215,8 +215,9 @@ def test_on_public_data_takes_the_jobs_own_users(world, tmp_path, capsys, quick)
         (["--world", "fitted", "--job.store", "{tmp}/none"], 6, "nothing is published in this store yet"),
         (["--output", "{tmp}/there.html"], 2, "there.html: is there already"),
         (["--output", "{tmp}/picture.html"], 2, "picture.png: is there already"),
+        (["--output", "{tmp}/new.png"], 2, "names the page; the PNG comes beside it"),
     ],
-    ids=["private events", "nothing published", "the page is there", "the picture is there"],
+    ids=["private events", "nothing published", "the page is there", "the picture is there", "the page is a picture"],
 )
 def test_refuses_before_it_computes(world, tmp_path, capsys, monkeypatch, flags, code, message):
     for name in ("there.html", "picture.png"):
