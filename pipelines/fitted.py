@@ -46,7 +46,10 @@ def read(
     known = np.zeros(len(matrix), np.int64)
     for item, score, position in zip(*(scores[name].to_pylist() for name in scores.column_names), strict=True):
         if item not in place:
-            raise errors.NothingThereError(f"{store}: item {item!r} was released and isn't in the catalogue any more.")
+            raise errors.NothingThereError(
+                f"{store}: item {item!r} was released and isn't in the catalogue any more: release and publish with this one, "
+                "or give the catalogue of then (catalogue.path)."
+            )
         found[place[item]] = score
         if position is not None:
             known[position] = place[item]
