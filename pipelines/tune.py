@@ -410,8 +410,8 @@ _NOTES = (
     "Count error: root mean squared error of the number of users over that number, mean of the 100 most popular items; the "
     "limit on each user's items and the noise are both in it. Items count once, whatever the event types.",
     "A world that is fitted to published figures knows what stands out of their noise and no more: what the noise hides is "
-    "made up, with tastes as strong as those that can be seen. Where the truth is known its Recall was up to 11 % too low or too "
-    "high (docs/model.md): leave room on both sides of a target.",
+    "made up, with tastes as strong as those that can be seen. Where the truth is known its Recall was up to 11 % too low "
+    "or too high (docs/model.md): leave room on both sides of a target.",
 )
 
 
