@@ -173,6 +173,11 @@ def _of_published(job: config.Job, k: int, users: int) -> tuple[simulate.Trials,
 
 def _of_events(job: config.Job, k: int, users: int) -> tuple[simulate.Trials, dict[str, Any]]:
     """Trials on the job's own users, who are nobody's secret."""
+    if job.evaluation.data == "private":
+        raise config.JobFileError(
+            'evaluation.data = "private" (the default): figures from the events would be exact. Leave --world out, or '
+            "say fitted: then users are made up from what is published."
+        )
     public = source.load_catalogue(job)
     ids, rows = evaluate.weights(job, None if public is None else public.table["item_id"].combine_chunks())
     asked = min(simulate.ASKED, math.ceil(rows.shape[0] * job.evaluation.held_out_share))
@@ -308,8 +313,9 @@ def _best_settings(
     and the bound that suits it, then the rest is spread for Recall.
     """
     counted = _best_counts(trials, job, count_error, seeds[0])
-    left = 1 - counted["counts.budget_share"]
-    own_part = job.selection.budget_share / (1 - job.counts.budget_share)
+    # What evaluations get stays theirs.
+    left = 1 - job.evaluation.budget_share - counted["counts.budget_share"]
+    own_part = job.selection.budget_share / (job.selection.budget_share + job.cooccurrence.budget_share)
     kept = trials.items_kept(job, seeds[0])
     sizes = {max(1, min(round(kept * factor), len(trials.ids), cooccurrence.MAX_ITEMS)) for factor in _KEPT_FACTORS}
     start = {
@@ -343,7 +349,8 @@ def _best_counts(trials: simulate.Trials, job: config.Job, count_error: float | 
     shares = (job.counts.budget_share,) if count_error is None else _COUNT_SHARES
     best: dict[str, Any] = {}
     for share in shares:
-        rest = (1 - share) / (1 - job.counts.budget_share)
+        shared_out = 1 - job.evaluation.budget_share
+        rest = (shared_out - share) / (shared_out - job.counts.budget_share)
         shared = {
             "counts.budget_share": share,
             "selection.budget_share": job.selection.budget_share * rest,

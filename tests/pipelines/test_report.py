@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 import re
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -120,13 +119,10 @@ def test_says_what_is_not_there(tmp_path, changes, says):
 
 
 def test_shows_an_evaluation_if_one_is_published(tmp_path, store):
-    assert "No evaluation is published" in text_of(store)
-    path = tmp_path / "with.duckdb"
-    database.write(path, make_contents())
-    with duckdb.connect(path) as connection:
-        connection.execute("create table evaluations as select 'recall' as metric, 0.31 as value, 0.25 as low, 0.37 as high")
-        text = " ".join(" ".join(read(report.make(connection)).text).split())
-    assert "metric value low high recall 0.31 0.25 0.37" in text
+    [(metric, low, high)] = answer(store, "select metric, low, high from evaluations limit 1")
+    assert re.search(rf"Released with noise, and charged: .* {metric} .* {low:g} {high:g} ", text_of(store))
+    none = publish(tmp_path, evaluations=tables.EVALUATIONS.empty_table())
+    assert "No evaluation is published" in text_of(none)
 
 
 def test_writes_a_file_from_a_store_or_a_job(tmp_path, store, monkeypatch, capsys):
