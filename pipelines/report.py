@@ -316,8 +316,8 @@ def _quality(connection: duckdb.DuckDBPyConnection) -> page.Element:
             "Quality",
             page.paragraph(
                 "No evaluation is published: on private data it is a query that has to be released with noise and charged, and "
-                "none was paid for ([evaluation] budget_share). `sottovoce tune` estimates quality from what is published already, "
-                "at no cost."
+                "none was paid for ([evaluation] budget_share). `sottovoce tune` estimates quality from what is published "
+                "already, at no cost."
             ),
         )
     shown = [[value if isinstance(value, int | float | None) else _text(value) for value in row] for row in rows]
