@@ -80,6 +80,8 @@ def test_every_command_and_macro_is_in_the_readme():
         "budget",
         "evaluate",
         "models",
+        "tune",
+        "report",
         "query",
         "pull",
         "key",
