@@ -248,10 +248,13 @@ def _closed_form(released: Released, settings: Settings, start: np.ndarray | Non
     known, loadings, popularity = released.known, released.loadings, released.popularity()
     spectrum = released.spectrum(settings.signal, settings.rank, start)
     if settings.kind == "ensemble" and len(known) <= MOST_ENSEMBLE:
-        return ensemble.fit(
+        found = ensemble.fit(
             released.matrix, released.noise_sd, known, popularity, loadings, spectrum, settings.rank, settings.feature_rank
         )
-    if settings.kind == "ensemble":
+        if found is not None:
+            return found
+        log.info("features say too little beside the matrix: the model is a hybrid")
+    elif settings.kind == "ensemble":
         log.warning("%d kept items are more than an ensemble's %d: the model is a hybrid", len(known), MOST_ENSEMBLE)
     # As D^-1 E on the history's side (models.spectral), so its loadings.
     return hybrid.warm_start(

@@ -13,6 +13,11 @@ OTHERWISE = 3 * TASTES @ TASTES.T
 """Tastes that have nothing to do with the features."""
 
 
+@pytest.fixture(autouse=True)
+def any_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble, "LEAST_WEIGHT", 0.0)
+
+
 def noisy(signal: np.ndarray, noise_sd: float) -> np.ndarray:
     noise = np.triu(np.random.default_rng(1).normal(0, noise_sd, signal.shape), 1)
     return np.asarray(signal + noise + noise.T + 5 * np.eye(len(signal)))
@@ -20,7 +25,9 @@ def noisy(signal: np.ndarray, noise_sd: float) -> np.ndarray:
 
 def fit(matrix: np.ndarray, noise_sd: float, feature_rank: int = 100) -> hybrid.Model:
     signal = denoise.denoise(matrix, noise_sd)
-    return ensemble.fit(matrix, noise_sd, np.arange(KEPT), np.ones(ALL), LOADINGS, signal, 128, feature_rank)
+    found = ensemble.fit(matrix, noise_sd, np.arange(KEPT), np.ones(ALL), LOADINGS, signal, 128, feature_rank)
+    assert found is not None
+    return found
 
 
 def weight(matrix: np.ndarray, noise_sd: float) -> float:
@@ -38,6 +45,14 @@ def test_features_are_as_strong_as_the_matrix_says(signal: np.ndarray, strength:
     features = ensemble.scale(noisy(signal, 3.0), np.arange(KEPT), np.ones(ALL), LOADINGS)[:, :-1]
     # Of 60 * 59 / 16 cells with a mean of 5 the standard deviation is 0.2; OTHERWISE's own cells have 5.
     assert float(features.multiply(features).sum(1).mean()) == pytest.approx(strength, abs=1.5)
+
+
+@pytest.mark.parametrize(("signal", "is_fitted"), [(BY_FEATURES, True), (OTHERWISE, False)], ids=["tell all", "tell nothing"])
+def test_without_weight_there_is_no_ensemble(signal: np.ndarray, is_fitted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble, "LEAST_WEIGHT", 0.25)
+    matrix = noisy(signal, 1.0)
+    found = ensemble.fit(matrix, 1.0, np.arange(KEPT), np.ones(ALL), LOADINGS, denoise.denoise(matrix, 1.0), 128, 100)
+    assert (found is not None) == is_fitted
 
 
 def test_is_the_weighted_sum_of_both_guesses_among_kept_items() -> None:
