@@ -57,8 +57,8 @@ class Figures:
     against: int
 
     def is_below(self, margin: float) -> bool:
-        """Says whether the model is worse by more than a share of the other's figure."""
-        return self.candidate < self.active - margin * abs(self.active)
+        """Says whether the model is worse by more than a share of the other's figure, and by more than the noise explains."""
+        return self.candidate < self.active - margin * abs(self.active) and self.high < 0
 
     def __str__(self) -> str:
         noise = "as the noise alone might make it" if self.low <= 0 <= self.high else "more than the noise makes"

@@ -120,11 +120,17 @@ def test_a_model_that_was_trained_on_the_release_is_held_against_a_half_of_it(jo
 
 
 @pytest.mark.parametrize(
-    ("candidate", "active", "margin", "is_below"),
-    [(95.0, 100.0, 0.05, False), (94.9, 100.0, 0.05, True), (99.0, 100.0, 0.0, True), (-1.1, -1.0, 0.05, True)],
+    ("candidate", "active", "margin", "high", "is_below"),
+    [
+        (95.0, 100.0, 0.05, -1.0, False),
+        (94.9, 100.0, 0.05, -1.0, True),
+        (94.9, 100.0, 0.05, 0.1, False),
+        (99.0, 100.0, 0.0, -0.1, True),
+        (-1.1, -1.0, 0.05, -0.01, True),
+    ],
 )
-def test_the_margin_is_a_share_of_the_active_models_figure(candidate, active, margin, is_below):
-    assert registry.Figures("score", candidate, active, 0.0, 0.0, 1).is_below(margin) == is_below
+def test_the_margin_is_a_share_of_the_active_models_figure_and_noise_is_no_reason(candidate, active, margin, high, is_below):
+    assert registry.Figures("score", candidate, active, -200.0, high, 1).is_below(margin) == is_below
 
 
 def test_figures_say_whether_the_noise_explains_them():
