@@ -58,6 +58,8 @@ def test_a_job_over_files_says_and_keeps_nothing_of_anybody(tmp_path, shell):
     shell("release", job, *HELD_OUT, "--new-release")
     for action in ("history", "verify", "show"):
         shell("budget", action, job, *HELD_OUT)
+    shell("models", "list", job, *HELD_OUT)
+    shell("report", job, *HELD_OUT, "--output", tmp_path / "report.html")
     for table in ("item_counts", "items", "recommend(['a'], 5)", "release_report", "privacy_ledger", "evaluations"):
         shell("query", f"from {table}", "--format", "json")
     assert set(codes(shell)) == {0}
