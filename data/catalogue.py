@@ -7,6 +7,7 @@ then the public partitions of every release, and its features may go into models
 import dataclasses
 import json
 import pathlib
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -172,7 +173,9 @@ def _read(path: pathlib.Path) -> pa.Table:
     try:
         table = readers[path.suffix](path)
     except (pa.ArrowException, ValueError) as e:
-        raise error(f"not readable as {path.suffix} ({e})", "write the file anew, as UTF-8") from e
+        # Without the row that Arrow quotes: it may be another file than was meant, of events.
+        why = re.sub(r"(Expected \d+ columns, got \d+): .*", r"\1", str(e), flags=re.DOTALL)
+        raise error(f"not readable as {path.suffix} ({why})", "write the file anew, as UTF-8") from e
     if table.num_rows == 0:
         raise error("the file has no rows", "give at least one item, or leave [catalogue] out")
     return table

@@ -170,7 +170,7 @@ def test_bad_catalogues_are_refused_by_name(tmp_path, columns, settings, message
         pytest.param("items.csv", "", r"the file is empty", id="empty"),
         pytest.param("items.csv", "item_id\n", r"the file has no rows", id="header alone"),
         pytest.param("items.csv", "item_id,item_id\na,b\n", r"there are 2 columns 'item_id'", id="column twice"),
-        pytest.param("items.csv", "item_id,t\na\n", r"not readable as .csv", id="ragged csv"),
+        pytest.param("items.csv", "item_id,t\na\n", r"as .csv \(.*Expected 2 columns, got 1\); write", id="ragged csv"),
         pytest.param("items.xlsx", "x", r"can't tell how to read '.xlsx'; .*parquet, .csv, .jsonl", id="suffix"),
         pytest.param("items.parquet", "x", r"not readable as .parquet", id="not parquet"),
         pytest.param("items.jsonl", '{"item_id": 1}\n[2]\n', r"line 2 is not a JSON object", id="jsonl array"),

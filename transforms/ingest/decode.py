@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data import events
-from transforms.ingest import formats, pseudonym, sources
+from transforms.ingest import faults, formats, pseudonym, sources
 
 MAX_VALUE = 1e9
 """Values beyond are malformed: their squares must stay far from overflow."""
@@ -159,7 +159,15 @@ class Decoder:
         self._connection.execute("set TimeZone = 'UTC'")
 
     def decode(self, file: str, batch: pa.Table) -> Decoded:
-        """Decodes rows as `sources.read` yields them."""
+        """Decodes rows as `sources.read` yields them.
+
+        Raises:
+            faults.RowsError: a fault of ours.
+        """
+        with faults.without_rows(file):
+            return self._decode(file, batch)
+
+    def _decode(self, file: str, batch: pa.Table) -> Decoded:
         given = self._rules.source_columns
         # DuckDB's names have no case, and some types of Arrow's it doesn't take: columns go in by number.
         columns = {_number(i): _for_duckdb(batch[name]) for i, name in enumerate(given)}

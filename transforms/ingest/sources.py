@@ -21,7 +21,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from data import errors
-from transforms.ingest import formats
+from transforms.ingest import faults, formats
 
 Kind = Literal["parquet", "csv", "jsonl"]
 
@@ -169,7 +169,13 @@ def read(fragment: Fragment, columns: Sequence[str], repetitive: Sequence[str] =
 
     Raises:
         SourceError: the file is damaged from some place on.
+        faults.RowsError: a fault of ours.
     """
+    with faults.without_rows(fragment.path):
+        yield from _read(fragment, columns, repetitive)
+
+
+def _read(fragment: Fragment, columns: Sequence[str], repetitive: Sequence[str]) -> Iterator[pa.Table]:
     try:
         if fragment.kind == "parquet":
             yield from _read_parquet(fragment, columns, repetitive)

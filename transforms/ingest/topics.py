@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from apache_beam.io import restriction_trackers
 
 from data import events as schema
-from transforms.ingest import events, formats, kafka_client, sources
+from transforms.ingest import events, faults, formats, kafka_client, sources
 
 ARRIVAL, KEY = "__arrival", "__key"
 """Columns beside a message's own: when the broker appended it, and its key as text."""
@@ -205,7 +205,16 @@ def check_times(topic: str, records: Iterable[Any], allow_create_time: bool) -> 
 
 
 def rows(records: Sequence[Any], form: formats.Format, has_key: bool) -> pa.Table:
-    """Makes rows of kafka-python's records: what the format gives, ARRIVAL, sources.ROW (the offset), KEY if it is mapped."""
+    """Makes rows of kafka-python's records: what the format gives, ARRIVAL, sources.ROW (the offset), KEY if it is mapped.
+
+    Raises:
+        faults.RowsError: a fault of ours.
+    """
+    with faults.without_rows(f"{records[0].topic}/{records[0].partition}"):
+        return _rows(records, form, has_key)
+
+
+def _rows(records: Sequence[Any], form: formats.Format, has_key: bool) -> pa.Table:
     arrived = np.array([record.timestamp for record in records], np.int64)
     offsets = np.array([record.offset for record in records], np.int64)
     keys = pa.array([record.key for record in records], pa.binary())
