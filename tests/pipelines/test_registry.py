@@ -167,6 +167,7 @@ def test_always_takes_what_a_guard_refused_but_not_what_is_retired(job):
 
 
 def test_a_charged_evaluation_of_both_models_outweighs_their_scores_also_later(job, monkeypatch):
+    go_on(job, 3)
     add_model(job, swap=True)
     publish.run(job)
     assert decided(job)[-1] == (2, "refused", "score")
