@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 
-from data import catalogue, files, ledger, store
+from data import catalogue, ledger, store, vault
 from pipelines import config, sections
 from transforms import bounding, spill
 from transforms.ingest import (
@@ -71,11 +71,16 @@ class Source(NamedTuple):
 
 
 class ClosedWindow(NamedTuple):
-    """A window that a stream has read and grouped; as Source, but for the opt-outs, which came meanwhile."""
+    """A window that a stream has read and grouped; as Source, but for the opt-outs, which came meanwhile.
+
+    Attributes:
+        keys: by which its dead letters are encrypted.
+    """
 
     closed: stream.Closed
     key: bytes
     opt_outs: pa.Array | None
+    keys: vault.Vault
 
     @property
     def parts(self) -> Sequence[Any]:
@@ -105,7 +110,9 @@ class ClosedWindow(NamedTuple):
             root
             | "LetterFiles" >> beam.Create(self.closed.letters)
             | "Letters"
-            >> beam.FlatMap(stream.letters_without, {each.hex() for each in left_out.to_pylist()}).with_output_types(str)
+            >> beam.FlatMap(stream.letters_without, {each.hex() for each in left_out.to_pylist()}, self.keys).with_output_types(
+                str
+            )
         )
         return Read(grouped, users, outcomes, letters)
 
@@ -188,7 +195,7 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
         directory: where dead letters wait.
 
     Raises:
-        formats.SchemaError, pseudonym.PseudonymKeyError, and what `load_catalogue` raises: bad input.
+        formats.SchemaError, pseudonym.PseudonymKeyError, vault.VaultError, and what `load_catalogue` raises: bad input.
     """
     kafka, _ = _of_topic(job)
     windows = [part.window for part in job.parts]
@@ -212,6 +219,7 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
         seen_until,
         directory,
         kafka.allow_create_time,
+        vault.read(job.privacy.encryption_key_file),
     )
 
 
@@ -275,6 +283,7 @@ def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
 
     Raises:
         kafka_client.KafkaError: the broker refuses; the next run tries again.
+        vault.VaultError: the letters can't be decrypted.
     """
     # Short windows read the same messages once more.
     if job.kafka is None or job.is_trending:
@@ -291,9 +300,15 @@ def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
             topic, _, partition = path.rpartition("/")
             stops.setdefault(topic, {})[int(partition)] = int(offsets.partition("-")[2])
         group = job.kafka.group or f"sottovoce-{job.job.name}"
-        letters = files.join(kept.operator("dead_letters"), f"{release['attempt']}.jsonl")
         sent = dead_letters.send(
-            job.kafka.connection, job.kafka.dead_letters, job.kafka.late, group, stops, release["reserved_at"], letters
+            job.kafka.connection,
+            job.kafka.dead_letters,
+            job.kafka.late,
+            group,
+            stops,
+            release["reserved_at"],
+            kept.letters(release["attempt"]),
+            vault.read(job.privacy.encryption_key_file),
         )
         kept.add_to_run_record(release["attempt"], {"is_delivered": True})
         if sent:

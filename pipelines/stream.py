@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.runners.runner import PipelineState
 
-from data import book, catalogue, errors, files, ledger, store
+from data import book, catalogue, errors, files, ledger, store, vault
 from pipelines import config, engine, publish, release, source, train, upgrade
 from runners import flink, flink_rest
 from transforms import bounding
@@ -238,7 +238,8 @@ def _released(job: config.Job, place: int, number: int, closed: stream.Closed, t
     """
 
     def find(one: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None) -> source.ClosedWindow:
-        return source.ClosedWindow(closed, pseudonym.read_key(one.privacy.key_file), source.opt_outs(one))
+        keys = vault.read(one.privacy.encryption_key_file)
+        return source.ClosedWindow(closed, pseudonym.read_key(one.privacy.key_file), source.opt_outs(one), keys)
 
     part = job.parts[place]
     window = part.window.bounds(number)

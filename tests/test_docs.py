@@ -82,6 +82,8 @@ def test_every_command_and_macro_is_in_the_readme():
         "query",
         "pull",
         "key",
+        "rotate",
+        "letters",
         "synth",
         "kafka",
         "flink",
