@@ -213,6 +213,18 @@ class Store:
         named = (name for name in files.names(place) if name.endswith(_ENDING) and "/" not in name)
         return {name.removesuffix(_ENDING): files.join(place, name) for name in named}
 
+    def delete_drafts(self) -> None:
+        """Deletes what crashed runs have left of dead letters that they were writing."""
+        place = self.operator(_LETTERS)
+        if files.is_url(place):
+            files.delete(*(files.join(place, name) for name in files.names(place) if "/" in name))
+            return
+        for left in Path(place).iterdir():
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            elif left.name.startswith("."):
+                left.unlink()
+
     @contextlib.contextmanager
     def spill(self) -> Iterator[str]:
         """Gives a directory for what waits on disk during a run. It goes with the run; a crashed one's goes with the next."""

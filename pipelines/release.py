@@ -17,12 +17,13 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 
-from data import book, errors, ledger, store, tables, vault
+from data import book, errors, files, ledger, store, tables, vault
 from pipelines import asking, config, contract, engine, plan, source
 from runners import direct
 from transforms import bounding
@@ -251,6 +252,21 @@ def leased(job: config.Job, account: ledger.Ledger) -> Iterator[tuple[store.Stor
             is_over.set()
             renewing.join()
             account.renew(name, fence, 0)
+
+
+@contextlib.contextmanager
+def alone(job: config.Job) -> Iterator[tuple[store.Store, Path | None]]:
+    """Keeps runs and streams of this job away; yields the store, and where a stream leaves its files (None: nowhere).
+
+    Raises:
+        errors.AlreadyReleasedError: there is one.
+    """
+    with leased(job, contract.open_ledger(job)) as (kept, _):
+        if files.is_url(kept.place):
+            yield kept, None
+            return
+        with kept.streaming(goes_on=True) as directory:
+            yield kept, directory
 
 
 def _prune(kept: book.Book, series: dict[str, Any]) -> None:

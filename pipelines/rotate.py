@@ -4,9 +4,7 @@ Each file is replaced whole, and all keys decrypt: a crash leaves some files und
 the next run of either command, or of the job, reads. Keys are never deleted here: backups may be under them.
 """
 
-import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from data import errors, files, letters, store, vault
 from pipelines import config, contract, release
@@ -25,9 +23,9 @@ def run(job: config.Job) -> list[str]:
             "rotate: the job encrypts nothing. Set privacy.encryption_key_file; `sottovoce key FILE --encryption` makes one."
         )
     keys, account, kept = vault.read(job.privacy.encryption_key_file), contract.open_ledger(job), contract.open_book(job)
-    with alone(job) as (here, waiting):
+    with release.alone(job) as (here, waiting):
         pages = sum(kept.rotate(each["series_id"]) for each in account.series(job.job.data_set) if not each["is_closed"])
-        names: list[files.Name] = [*here.letter_files().values(), *waiting]
+        names: list[files.Name] = [*here.letter_files().values(), *([] if waiting is None else waiting.glob("*/*.letters"))]
         rewritten = [letters.rewrite(name, keys)[0] for name in names]
     done = [f"encrypted under the first key: {pages} file(s) of the contribution book, {sum(rewritten)} dead letter(s)"]
     if len(keys.keys) > 1:
@@ -53,18 +51,3 @@ def show(job: config.Job, attempt: str | None) -> Iterator[str]:
         raise errors.NothingThereError(f"{job.job.store}: has no dead letters of attempt {attempt!r}.")
     for name in there.values() if attempt is None else [there[attempt]]:
         yield from letters.read(name, keys)
-
-
-@contextlib.contextmanager
-def alone(job: config.Job) -> Iterator[tuple[store.Store, list[Path]]]:
-    """Keeps runs and streams of this job away; yields the store, and the files of letters that a stream has left there.
-
-    Raises:
-        errors.AlreadyReleasedError: there is one.
-    """
-    with release.leased(job, contract.open_ledger(job)) as (kept, _):
-        if files.is_url(kept.place):
-            yield kept, []
-            return
-        with kept.streaming(goes_on=True) as directory:
-            yield kept, sorted(directory.glob("*/*.letters"))

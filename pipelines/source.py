@@ -2,13 +2,15 @@
 
 import datetime as dt
 import logging
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 
-from data import catalogue, ledger, store, vault
+from data import catalogue, files, ledger, store, vault
 from pipelines import config, sections
 from transforms import bounding, spill
 from transforms.ingest import (
@@ -358,6 +360,39 @@ def _opt_out_file(job: config.Job) -> set[str]:
         ) from error
     # An id may have spaces around it, and so may a line: whoever either names stays out.
     return {id_ for line in lines for id_ in (line, line.strip()) if id_}
+
+
+def opt_out(job: config.Job, privacy_ids: Collection[str]) -> int:
+    """Adds ids to the job's file of opt-outs and to its consent topic; returns how many weren't in all that it has of these.
+
+    Raises:
+        config.JobFileError, kafka_client.KafkaError: one of them can't be used, or the job has neither.
+    """
+    path, topic = job.privacy.opt_out, None if job.kafka is None else job.kafka.consent
+    if path is None and topic is None:
+        raise config.JobFileError(
+            "privacy.opt_out: the job has no list of opt-outs, so the user's next event would count. Set it to a file, even an "
+            "empty one, or kafka.consent to a topic."
+        )
+    added = 0
+    if path is not None:
+        new = sorted(set(privacy_ids) - _opt_out_file(job))
+        added = len(new)
+        if new:
+            _add_lines(path, new)
+    if job.kafka is not None and topic is not None:
+        added = max(added, consent.opt_out(job.kafka.connection, topic, privacy_ids))
+    return added
+
+
+def _add_lines(path: Path, ids: Sequence[str]) -> None:
+    try:
+        content = path.read_bytes()
+        content += b"" if not content or content.endswith(b"\n") else b"\n"
+        mode = stat.S_IMODE(path.stat().st_mode)
+        files.write(path.resolve(), content + "".join(f"{id_}\n" for id_ in ids).encode(), mode)
+    except OSError as error:
+        raise config.JobFileError(f"privacy.opt_out = {path}: can't be written ({error.strerror}).") from error
 
 
 def _opt_out_topic(job: config.Job) -> set[str]:

@@ -83,6 +83,7 @@ def test_every_command_and_macro_is_in_the_readme():
         "pull",
         "key",
         "rotate",
+        "forget",
         "letters",
         "synth",
         "kafka",

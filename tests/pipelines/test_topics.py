@@ -12,7 +12,7 @@ import pytest
 from kafka import admin as acl
 
 from data import database, errors, store, tables
-from pipelines import cli, config, evaluate_private, release, train
+from pipelines import cli, config, evaluate_private, forget, release, train
 from pipelines import kafka as job_topics
 from runners import kafka
 from tests.pipelines import example, topics
@@ -284,6 +284,22 @@ def test_an_opt_out_takes_effect_in_every_window_not_yet_released(broker, tmp_pa
     topics.send(broker, topic, map(topics.message, sent))
     list(release.run_until(job, until(2, 1)))
     topics.send(broker, f"{topic}.consent", [{"key": b"ann", "value": OPT_OUT}])
+    list(release.run_until(job, until(3, 1)))
+    assert [found[("a", "view")] for found in figures(job)] == [(2, 2), (1, 1)]
+
+
+def test_who_is_forgotten_is_opted_out_by_the_topic_and_goes_from_letters_of_text(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    sent = [view(user, "a", "", f"2025-01-0{day}T12:00", f"2025-01-0{day}T12:00") for user in ("ann", "bob") for day in (1, 2)]
+    topics.send(broker, topic, map(topics.message, sent))
+    at = topics.milliseconds("2025-01-01T13:00")
+    topics.send(broker, topic, ({"value": b'{"privacy_id": "%s"' % user, "timestamp_ms": at} for user in (b"ann", b"bob")))
+    list(release.run_until(job, until(2, 1)))
+    done = forget.run(job, ["ann"])
+    assert done[0].startswith("opted out: 1 of 1")
+    assert done[1].startswith("deleted: 1 dead letter(s)")
+    assert done[-1].startswith("not reached: the broker's topics, until their retention")
     list(release.run_until(job, until(3, 1)))
     assert [found[("a", "view")] for found in figures(job)] == [(2, 2), (1, 1)]
 
