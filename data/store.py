@@ -11,6 +11,7 @@ It lies below a path or in an object store (data.files): nothing in it is ever r
 """
 
 import contextlib
+import datetime as dt
 import fcntl
 import hashlib
 import io
@@ -212,6 +213,10 @@ class Store:
         place = files.join(self.place, "operator", _LETTERS)
         named = (name for name in files.names(place) if name.endswith(_ENDING) and "/" not in name)
         return {name.removesuffix(_ENDING): files.join(place, name) for name in named}
+
+    def written(self, part: str) -> dict[str, dt.datetime]:
+        """Returns when each file of a part of the operator's corner was last written, by its name there."""
+        return files.written(files.join(self.place, "operator", part))
 
     def delete_drafts(self) -> None:
         """Deletes what crashed runs have left of dead letters that they were writing."""

@@ -24,7 +24,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from data import book, errors, files, ledger, store, tables, vault
-from pipelines import asking, config, contract, engine, plan, source
+from pipelines import asking, config, contract, engine, plan, retention, source
 from runners import direct
 from transforms import bounding
 from transforms.ingest import decode, sources
@@ -142,6 +142,8 @@ def run(
     """
     account = contract.open_ledger(job)
     with leased(job, account) as (kept, held):
+        if job.window.size == "all":  # of windows once a run: `settle`
+            retention.expire(job, kept, account)
         release_id = _run(job, account, kept, held, beam_flags, allow_another, span, find)
         source.deliver(job, kept, account)
         return release_id
@@ -213,6 +215,7 @@ def settle(job: config.Job) -> list[set[tuple[dt.datetime, dt.datetime]]]:
             for series in account.series(job.job.data_set):
                 _prune(contract.open_book(job), series)
             source.deliver(job, kept, account)
+        retention.expire(job, kept, account)
     done: list[set[tuple[dt.datetime, dt.datetime]]] = []
     there = kept.release_ids()
     for part in job.parts:
@@ -252,6 +255,17 @@ def leased(job: config.Job, account: ledger.Ledger) -> Iterator[tuple[store.Stor
             is_over.set()
             renewing.join()
             account.renew(name, fence, 0)
+
+
+def expire(job: config.Job) -> None:
+    """Deletes what is older than the job's retention.
+
+    Raises:
+        errors.AlreadyReleasedError: another run has the job in hand.
+    """
+    account = contract.open_ledger(job)
+    with leased(job, account) as (kept, _):
+        retention.expire(job, kept, account)
 
 
 @contextlib.contextmanager

@@ -169,6 +169,7 @@ class PrivacySection(_Section):
     allow_large_delta: bool = False
     key_file: Path | None = None
     encryption_key_file: Path | None = None
+    retention: Duration | None = None
     opt_out: Path | None = None
 
     @pydantic.model_validator(mode="after")

@@ -290,13 +290,7 @@ def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
     # Short windows read the same messages once more.
     if job.kafka is None or job.is_trending:
         return
-    waiting = []
-    for release in reversed(published(job, account)):
-        record = kept.find_run_record(release["attempt"])
-        if record is None or record.get("is_delivered"):
-            break
-        waiting.append((release, record))
-    for release, record in reversed(waiting):
+    for release, record in unsent(job, kept, account):
         stops: dict[str, dict[int, int]] = {}
         for path, offsets in record["source"].items():
             topic, _, partition = path.rpartition("/")
@@ -315,6 +309,22 @@ def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
         kept.add_to_run_record(release["attempt"], {"is_delivered": True})
         if sent:
             log.info("sent %d dead or late messages to their topics", sent)
+
+
+def unsent(job: config.Job, kept: store.Store, account: ledger.Ledger) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns what the whole job has published from its topic and not delivered yet: releases and run records, oldest first."""
+    waiting: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    if job.kafka is None:
+        return waiting
+    ours = (job.job.whole, ledger.PUBLISHED)
+    for release in reversed(account.releases(job.job.data_set)):
+        if (release["job"], release["status"]) != ours:
+            continue
+        record = kept.find_run_record(release["attempt"])
+        if record is None or record.get("is_delivered"):
+            break
+        waiting.append((release, record))
+    return waiting[::-1]
 
 
 def event_rules(job: config.Job, now: dt.datetime, earlier: decode.Earlier | None = None) -> decode.EventRules:

@@ -87,6 +87,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "allow_large_delta": False,
             "key_file": None,
             "encryption_key_file": None,
+            "retention": None,
             "opt_out": None,
         },
         "window": {

@@ -262,6 +262,23 @@ def test_letters_of_a_run_that_crashed_are_sent_once_by_the_next(broker, tmp_pat
     assert len(topics.read(broker, f"{topic}.dead")) == 1
 
 
+def test_letters_that_are_not_sent_yet_outlast_the_retention(broker, tmp_path, monkeypatch):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS, "--privacy.retention=1s")
+    topics.send(broker, topic, [{"value": b"{", "timestamp_ms": topics.milliseconds("2025-01-01T12:00")}])
+    with monkeypatch.context() as crashing:
+        crashing.setattr(dead_letters, "send", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(release.run_until(job, until(2, 1)))
+    time.sleep(1.1)
+    release.expire(job)
+    list(release.run_until(job, until(2, 1)))
+    assert len(topics.read(broker, f"{topic}.dead")) == 1
+    time.sleep(1.1)
+    release.expire(job)
+    assert store.Store(job.job.store).letter_files() == {}
+
+
 def test_late_events_are_counted_once_each_and_count_for_nothing(broker, tmp_path):
     path, topic = topics.write_job(tmp_path, broker)
     job = topics.load(path, *DAYS)
