@@ -28,6 +28,7 @@ setuptools.setup(
         "fastavro>=1.9,<2",
         "kafka-python>=3.0.12,<4",
         "lz4>=4.3,<5",
+        "matplotlib>=3.9,<4",
         "numpy>=2.0,<3",
         "pipeline-dp>=0.3.1,<0.4",
         "prometheus-client>=0.21,<1",

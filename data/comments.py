@@ -68,8 +68,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "feature_embeddings": {
         "feature": "The feature and its value.",
-        "embedding": "The feature's part in the embedding of each item that has it.",
-        "history_embedding": "The feature's part in the history embedding of each item that has it.",
+        "embedding": "The feature's part in the embedding of an item of average popularity that has it.",
+        "history_embedding": "The feature's part in the history embedding of an item of average popularity that has it.",
         "bias": "The feature's part in the bias of each item that has it.",
     },
     "recommendations": {

@@ -1,7 +1,7 @@
 """The database that people query: released and model tables in, an immutable DuckDB version made current out.
 
     STORE/versions/N.duckdb    checkpointed, read-only mode bits, never changed
-    STORE/current.duckdb       symlink to the newest, replaced atomically
+    STORE/current.duckdb       symlink to the one that is shown, the newest or one that was gone back to, replaced atomically
 
 Readers open the file the symlink points to, so that a new version is a new path to DuckDB, which would hand a process
 that still holds the old file the old one again. POSIX only: a deleted version stays readable to whoever holds it.
@@ -149,6 +149,37 @@ def install(store: pathlib.Path, number: int, fetch: Callable[[io.BufferedRandom
     return (store / CURRENT).resolve()
 
 
+def show(store: pathlib.Path, model: int) -> pathlib.Path | None:
+    """Makes the newest version that has a model current again, if one is still there; returns its path.
+
+    No version is written or deleted: whoever asks meanwhile gets an answer of the one or of the other.
+    """
+    versions = store / "versions"
+    if not versions.is_dir():
+        return None
+    with _only_publisher(versions):
+        for version in reversed(_published(versions)):
+            if _model(version) == model:
+                _point(store, version)
+                return version
+    return None
+
+
+def models(store: pathlib.Path) -> dict[int, int | None]:
+    """Returns the versions that are there, each with the number of its model, None: it has none."""
+    found = {}
+    for version in _published(store / "versions") if (store / "versions").is_dir() else []:
+        with contextlib.suppress(duckdb.IOException):  # deleted since we looked
+            found[int(version.stem)] = _model(version)
+    return found
+
+
+def _model(version: pathlib.Path) -> int | None:
+    with _open(version) as connection:
+        row = connection.execute("SELECT version FROM model_versions").fetchone()
+    return None if row is None else int(row[0])
+
+
 def connect(store: pathlib.Path) -> duckdb.DuckDBPyConnection:
     """Opens the current version read-only, for SQL that can reach no other file and change no setting.
 
@@ -227,13 +258,18 @@ def _number(draft: pathlib.Path, versions: pathlib.Path) -> pathlib.Path:
 def _make_current(store: pathlib.Path, version: pathlib.Path, keep_versions: int) -> None:
     """Has people query a version that is there, and deletes all but the newest."""
     sync(version.parent)
+    _point(store, version)
+    for old in _published(version.parent)[:-keep_versions]:
+        old.unlink()
+
+
+def _point(store: pathlib.Path, version: pathlib.Path) -> None:
+    """Has people query a version, for whoever holds the lock; at every moment there is one that they query."""
     link = store / f".{CURRENT}.next"
     link.unlink(missing_ok=True)
     link.symlink_to(version.relative_to(store))
     link.replace(store / CURRENT)
     sync(store)
-    for old in _published(version.parent)[:-keep_versions]:
-        old.unlink()
 
 
 def write(path: pathlib.Path, contents: Contents) -> None:

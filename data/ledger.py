@@ -32,7 +32,7 @@ RESERVED, PUBLISHED, REFUSED = store.RESERVED, store.PUBLISHED, "refused"
 GENESIS = "0" * 64
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_HEAD = "0004"
+_HEAD = "0005"
 _LOCK = 0x50770F0CE
 """Of PostgreSQL's advisory locks, the one that every writer takes."""
 
@@ -151,6 +151,21 @@ VERSIONS = sa.Table(
     sa.Column("at", sa.String(40), nullable=False),
 )
 """Which version of a job's database in an object store people query. Not of the history either."""
+
+PROMOTIONS = sa.Table(
+    "promotions",
+    metadata,
+    sa.Column("name", sa.String(401), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("model", sa.Integer, nullable=False),
+    # active or refused
+    sa.Column("outcome", sa.String(20), nullable=False),
+    sa.Column("why", sa.String(20), nullable=False),
+    # JSON: what was compared
+    sa.Column("figures", sa.Text, nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+)
+"""What was decided on a job's models, one row after the other and none ever changed. Not of the history either."""
 
 HISTORY = sa.Table(
     "history",
@@ -367,6 +382,26 @@ class Version(NamedTuple):
     digest: str
 
 
+class Promotion(NamedTuple):
+    """What was decided on a model.
+
+    Attributes:
+        number: of the decision among its job's, from 1.
+        model: the model's.
+        outcome: active: it is the active one from then on; refused: the one that was active stays.
+        why: who or what decided it.
+        figures: what was compared, if anything: of released and published things alone.
+        at: when, in UTC.
+    """
+
+    number: int
+    model: int
+    outcome: str
+    why: str
+    figures: dict[str, Any]
+    at: str
+
+
 class BudgetRefusedError(errors.UserError):
     """The ledger doesn't let a release through: budget, contract, or a closed period. Nothing was spent."""
 
@@ -550,6 +585,23 @@ class Ledger:
                 return there is None
             before = (VERSIONS.c.name == name) & (VERSIONS.c.number == version.number - 1)
             return connection.execute(VERSIONS.update().where(before).values(row)).rowcount == 1
+
+    def promotions(self, name: str) -> list[Promotion]:
+        """Returns what was decided on the models of a job, by its name, oldest first."""
+        query = sa.select(PROMOTIONS).where(PROMOTIONS.c.name == name).order_by(PROMOTIONS.c.number)
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        return [Promotion(row.number, row.model, row.outcome, row.why, json.loads(row.figures), row.at) for row in rows]
+
+    def promote(self, name: str, number: int, model: int, outcome: str, why: str, figures: dict[str, Any]) -> bool:
+        """Writes a decision down, if `number` is still the next one: compare and set; says whether it was."""
+        with self._writing() as connection:
+            last = connection.scalar(sa.select(sa.func.max(PROMOTIONS.c.number)).where(PROMOTIONS.c.name == name)) or 0
+            if number != last + 1:
+                return False
+            row = {"name": name, "number": number, "model": model, "outcome": outcome, "why": why, "at": _now()}
+            connection.execute(PROMOTIONS.insert().values(figures=json.dumps(figures, sort_keys=True), **row))
+        return True
 
     def book(self, release_id: str, fence: int, digest: str) -> bool:
         """Writes down that the release's page is in the contribution book, if nobody has since been granted the release.

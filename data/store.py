@@ -183,11 +183,19 @@ class Store:
 
     def models(self, most: int) -> list[Model]:
         """Returns the newest models, at most so many, newest first."""
-        newest = sorted(self._models(), reverse=True)[:most]
-        return [self._model(number, files.join(self.place, "models", name)) for number, name in newest]
+        return [self._model(*named) for named in sorted(self._models(), reverse=True)[:most]]
 
-    @staticmethod
-    def _model(number: int, place: str) -> Model:
+    def model(self, number: int) -> Model | None:
+        """Returns the model of that number, or None."""
+        named = max((each for each in self._models() if each[0] == number), default=None)
+        return None if named is None else self._model(*named)
+
+    def model_numbers(self) -> list[int]:
+        """Returns the numbers of the models that are whole, in order."""
+        return sorted({number for number, _ in self._models()})
+
+    def _model(self, number: int, name: str) -> Model:
+        place = files.join(self.place, "models", name)
         return Model(number, place, json.loads(files.read(files.join(place, _MANIFEST))))
 
     def _models(self) -> list[tuple[int, str]]:

@@ -157,7 +157,9 @@ def _subspace(signal: np.ndarray, rank: int, start: np.ndarray | None, still: fl
     if n < max(_LARGE, 8 * width):
         values, vectors = scipy.linalg.eigh(signal, subset_by_index=(n - rank, n - 1), check_finite=False)
         return vectors, vectors * values
-    given = np.empty((n, 0)) if start is None else start[:, :rank]
+    given = np.empty((n, 0)) if start is None else start
+    if given.shape[1] > rank:
+        given = given @ np.linalg.eigh(given.T @ given)[1][:, -rank:]
     # Seeded, so that equal matrices give equal models.
     others = np.random.default_rng(0).normal(size=(n, width - given.shape[1]))
     return _krylov(signal, np.hstack([given, others]), rank, still)

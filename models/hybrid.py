@@ -7,7 +7,7 @@ spectral one does, and an item without co-occurrences has its features' part. WA
 trains on each known item's nearest neighbours. Only private aggregates and public features come in.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import lightfm
 import numpy as np
@@ -25,6 +25,9 @@ SEASONING = 10.0
 """Epochs' worth of squared gradients in Adagrad's state before the first."""
 CHUNK = 1_000
 """Rows scored at a time."""
+Loss = Literal["warp", "warp-kos", "bpr", "logistic"]
+"""LightFM's names. Pairwise, by rank: WARP, and WARP-kOS (Weston, Yee and Weiss 2013). Pairwise: BPR (Rendle et al. 2009).
+Pointwise: logistic."""
 
 
 class Side(NamedTuple):
@@ -63,12 +66,19 @@ def warm_start(
         item_loadings: (n, f), all items.
         history_loadings: (n, f), all items.
     """
-    item = _split(embeddings.item, known, item_loadings)
-    history = _split(embeddings.history, known, history_loadings)
+    item = extend(embeddings.item, known, item_loadings)
+    history = extend(embeddings.history, known, history_loadings)
     return Model(item, history, np.zeros(item_loadings.shape[0]), np.zeros(item_loadings.shape[1]))
 
 
-def _split(embedding: np.ndarray, known: np.ndarray, loadings: sp.csr_matrix) -> Side:
+def extend(embedding: np.ndarray, known: np.ndarray, loadings: sp.csr_matrix) -> Side:
+    """Returns the side of all items whose `known` rows are exactly `embedding`, and the others what their features say.
+
+    Args:
+        embedding: (len(known), d).
+        known: rows of the known items.
+        loadings: (n, f), all items.
+    """
     features = ridge(loadings[known].toarray().astype(np.float64), embedding)
     identity = np.zeros((loadings.shape[0], embedding.shape[1]))
     identity[known] = embedding - loadings[known] @ features
@@ -125,8 +135,10 @@ def neighbours(embeddings: spectral.Embeddings, count: int) -> sp.coo_matrix:
     return sp.coo_matrix((np.concatenate(weights), cells), shape=(m, m))
 
 
-def train(model: Model, pairs: sp.coo_matrix, epochs: int, learning_rate: float, seed: int, threads: int = 1) -> Model:
-    """Returns the model after `epochs` of WARP; the same for the same seed if `threads` is 1.
+def train(
+    model: Model, pairs: sp.coo_matrix, epochs: int, learning_rate: float, seed: int, threads: int = 1, loss: Loss = "warp"
+) -> Model:
+    """Returns the model after `epochs` of LightFM; the same for the same seed if `threads` is 1.
 
     Args:
         model: the start.
@@ -135,19 +147,17 @@ def train(model: Model, pairs: sp.coo_matrix, epochs: int, learning_rate: float,
         learning_rate: of Adagrad at the scale of the start (see BEST_SCORE).
         seed: of the order of pairs and of the negative items.
         threads: of LightFM; more than one race for the same memory.
+        loss: see Loss.
     """
     if epochs == 0 or not pairs.nnz:
         return model
     scale = _scale(model, pairs)
-    ones = sp.coo_matrix((np.ones(pairs.nnz, np.float32), (pairs.row, pairs.col)), shape=pairs.shape)
-    weights = sp.coo_matrix((pairs.data.astype(np.float32), (pairs.row, pairs.col)), shape=pairs.shape)
-    fm = lightfm.LightFM(
-        no_components=model.item.identity.shape[1], loss="warp", learning_rate=learning_rate, random_state=seed
-    )
+    signs, weights = _examples(pairs, loss, seed)
+    fm = lightfm.LightFM(no_components=model.item.identity.shape[1], loss=loss, learning_rate=learning_rate, random_state=seed)
 
     def fit(epochs: int) -> None:
         fm.fit_partial(
-            ones,
+            signs,
             user_features=_design(model.history.loadings),
             item_features=_design(model.item.loadings),
             sample_weight=weights,
@@ -167,6 +177,21 @@ def train(model: Model, pairs: sp.coo_matrix, epochs: int, learning_rate: float,
         fm.item_biases[:n].astype(np.float64) / scale**2,
         fm.item_biases[n:].astype(np.float64) / scale**2,
     )
+
+
+def _examples(pairs: sp.coo_matrix, loss: Loss, seed: int) -> tuple[sp.coo_matrix, sp.coo_matrix | None]:
+    """Returns what LightFM learns from, 1 or -1, and the weights: WARP-kOS can't be weighed.
+
+    The other losses find their negative items as they go; the pointwise one is given as many as positive ones, drawn evenly.
+    """
+    row, column, weight = pairs.row, pairs.col, pairs.data.astype(np.float32)
+    signs = np.ones(len(row), np.float32)
+    if loss == "logistic":
+        drawn = np.random.default_rng(seed).integers(0, pairs.shape[1], len(column))
+        row, column = np.concatenate([row, row]), np.concatenate([column, drawn.astype(column.dtype)])
+        signs, weight = np.concatenate([signs, -signs]), np.concatenate([weight, weight])
+    weights = None if loss == "warp-kos" else sp.coo_matrix((weight, (row, column)), shape=pairs.shape)
+    return sp.coo_matrix((signs, (row, column)), shape=pairs.shape), weights
 
 
 def _season(fm: lightfm.LightFM, model: Model, pairs: sp.coo_matrix) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from models import ease, ensemble, ranking, training
+from models import ease, ranking, training
 from models import spectral as spectral_model
 
 DEFAULT = training.Settings()
@@ -64,17 +64,11 @@ def shallow(released: training.Released, columns: np.ndarray) -> ranking.Scores:
 
 
 def hybrid(released: training.Released, columns: np.ndarray, settings: training.Settings = DEFAULT) -> ranking.Scores:
-    """LightFM's hybrid of all items (`models.hybrid`), from a spectral start."""
+    """The published model of all items, `training.fit`: "hybrid" or "ensemble" by its settings."""
     model = training.fit(released, settings)
     return ranking.fold_in(model.item.representation(), model.history.representation(), model.item_bias(), columns)
 
 
-def blend(released: training.Released, columns: np.ndarray) -> ranking.Scores:
-    """Hybrid from the stacked signal and content, weighed by `models.ensemble`."""
-    return ensemble.fit([_STACKED, content], released, columns, seed=0)
-
-
-_STACKED = functools.partial(hybrid, settings=training.Settings(signal="stacked"))
 BY_NAME: collections.abc.Mapping[str, Fit] = {
     "popularity": popularity,
     "content": content,
@@ -82,7 +76,9 @@ BY_NAME: collections.abc.Mapping[str, Fit] = {
     "spectral, low-rank": spectral,
     "spectral, prior": functools.partial(spectral, signal="prior"),
     "spectral, stacked": functools.partial(spectral, signal="stacked"),
-    "hybrid, low-rank (default)": hybrid,
-    "hybrid, stacked": _STACKED,
-    "ensemble": blend,
+    "hybrid, low-rank": functools.partial(hybrid, settings=training.Settings(kind="hybrid", signal="low-rank")),
+    "hybrid, stacked": functools.partial(hybrid, settings=training.Settings(kind="hybrid", signal="stacked")),
+    "ensemble (default)": hybrid,
+    "ensemble, low-rank": functools.partial(hybrid, settings=training.Settings(kind="ensemble", signal="low-rank")),
+    "ensemble, stacked": functools.partial(hybrid, settings=training.Settings(kind="ensemble", signal="stacked")),
 }

@@ -65,9 +65,14 @@ def from_spectrum(spectrum: denoise.Spectrum, matrix: np.ndarray, scores: np.nda
 
 def factor_scores(tastes: np.ndarray, own: np.ndarray) -> Embeddings:
     """Returns the embeddings of U = `tastes` (n, d) and the diagonal of D = `own` (n,): see the module's equation."""
-    explained, rotation = np.linalg.eigh(tastes.T @ (tastes / own[:, None]))
-    item = (tastes @ rotation[:, ::-1]) / np.sqrt(1 + explained[::-1])
+    item = tastes @ rotation(tastes, own)
     return Embeddings(item, item / own[:, None])
+
+
+def rotation(tastes: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Returns Q (I + L)^-1/2, (d, d), the strongest direction first. Arguments as `factor_scores`."""
+    explained, vectors = np.linalg.eigh(tastes.T @ (tastes / own[:, None]))
+    return np.asarray(vectors[:, ::-1] / np.sqrt(1 + np.maximum(explained[::-1], 0)))
 
 
 def own_variance(matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:

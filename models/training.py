@@ -1,4 +1,4 @@
-"""From released tables to model tables: spectral embeddings, the LightFM hybrid on top, recommendations.
+"""From released tables to model tables: a model in closed form, LightFM's training on top if asked, recommendations.
 
 Reads noisy aggregates and the public catalogue, never events: post-processing, at no cost to the budget.
 """
@@ -6,7 +6,7 @@ Reads noisy aggregates and the public catalogue, never events: post-processing, 
 import collections.abc
 import dataclasses
 import logging
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from data import tables
 from data.catalogue import Catalogue
-from models import alignment, denoise, features, hybrid, ranking, rerank, signals, spectral
+from models import alignment, denoise, ensemble, features, hybrid, ranking, rerank, signals, spectral
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,15 @@ COLD_SHARE = 0.5
 item that has them: it can be shown, and seldom takes a known item's place. No bias is needed: on the synthetic world any
 share from 0.1 to 1 gave the same Recall@20 over all items as leaving cold items out."""
 
+Kind = Literal["hybrid", "ensemble"]
+Signal = Literal["auto", "low-rank", "prior", "stacked"]
+CHOICES = {"kind": get_args(Kind), "signal": get_args(Signal), "loss": get_args(hybrid.Loss)}
+
+MOST_STACKED = 2_000
+"""Kept items up to which the signal "auto" is "stacked": that one needs all eigenvectors, several times over."""
+MOST_ENSEMBLE = 6_000
+"""Kept items up to which "ensemble" is one: it holds several copies of the matrix. With more it is "hybrid"."""
+
 _PAIRS_AT_ONCE = 1 << 22
 
 
@@ -33,30 +42,37 @@ class Settings:
     """How to train. Equal settings and tables give equal models (with threads = 1).
 
     Attributes:
-        rank: most dimensions of an embedding; the noise usually leaves fewer.
-        epochs: of WARP after the closed-form start; 0 keeps the start.
-        learning_rate: of WARP.
-        neighbours: best items of each item that WARP learns to rank first.
+        kind: "hybrid" starts from the matrix's tastes, and features stand in for them where there are none (`models.hybrid`);
+            "ensemble" from tastes of the matrix and of the features together (`models.ensemble`).
+        signal: how the matrix's signal is told from its noise, a name in `models.signals`; "auto": see MOST_STACKED.
+        rank: most dimensions of the matrix's tastes; the noise usually leaves fewer.
+        feature_rank: most dimensions that the features add to an ensemble's embeddings.
+        epochs: of LightFM after the closed-form start; 0 keeps the start.
+        loss: that LightFM lowers, see `hybrid.Loss`.
+        learning_rate: of LightFM.
+        neighbours: best items of each item that LightFM learns to rank first.
         top_k: recommendations an item.
-        seed: of WARP.
-        threads: of WARP; more than one is faster and not reproducible.
-        signal: how the matrix's signal is told from its noise, a name in `models.signals`.
+        seed: of LightFM.
+        threads: of LightFM; more than one is faster and not reproducible.
 
     Raises:
         ValueError: a field breaks its rule.
     """
 
+    kind: Kind = "ensemble"
+    signal: Signal = "auto"
     rank: int = 128
-    epochs: int = 1
+    feature_rank: int = 512
+    epochs: int = 0
+    loss: hybrid.Loss = "warp"
     learning_rate: float = 0.0003
     neighbours: int = 50
     top_k: int = 20
     seed: int = 0
     threads: int = 1
-    signal: Literal["low-rank", "prior", "stacked"] = "low-rank"
 
     def __post_init__(self) -> None:
-        for name in ("rank", "neighbours", "top_k", "threads"):
+        for name in ("rank", "feature_rank", "neighbours", "top_k", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Settings: {name} must be positive, not {getattr(self, name)}.")
         for name in ("epochs", "seed"):
@@ -64,8 +80,9 @@ class Settings:
                 raise ValueError(f"Settings: {name} must not be negative, not {getattr(self, name)}.")
         if not 0 < self.learning_rate <= 1:
             raise ValueError(f"Settings: learning_rate must be in (0, 1], not {self.learning_rate}.")
-        if self.signal not in signals.BY_NAME:
-            raise ValueError(f"Settings: signal must be one of {sorted(signals.BY_NAME)}, not {self.signal!r}.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Settings: {name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
 
 
 class Released(NamedTuple):
@@ -94,11 +111,13 @@ class Released(NamedTuple):
         return _popularity(self.scores, self.known, len(self.ids))
 
     def spectrum(self, signal: str, rank: int, start: np.ndarray | None = None) -> denoise.Spectrum:
-        """Returns at most `rank` eigenpairs of the matrix's signal, told from the noise by `models.signals.BY_NAME[signal]`.
+        """Returns at most `rank` eigenpairs of the matrix's signal, told from the noise as `Settings.signal` says.
 
         Args:
             start: see `denoise.denoise`.
         """
+        if signal == "auto":
+            signal = "stacked" if len(self.known) <= MOST_STACKED else "low-rank"
         scores = self.scores[self.known]
         own_features = sp.csr_matrix(self.loadings[self.known][:, :-1])
         return signals.BY_NAME[signal](self.matrix, self.noise_sd, spectral.relative(scores, scores), own_features, rank, start)
@@ -200,29 +219,50 @@ def read(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogue
 
 
 def fit(released: Released, settings: Settings, start: np.ndarray | None = None) -> hybrid.Model:
-    """Returns the hybrid model of all items, trained; `released` must have known items.
+    """Returns the model of all items, trained; `released` must have known items.
 
     Args:
         start: (m, any), embeddings of the known items in the version before, zeros for those that it doesn't know.
     """
-    known, loadings, n = released.known, released.loadings, len(released.ids)
+    known = released.known
     log.info("denoising the co-occurrence of %d items", len(known))
-    embeddings = released.embeddings(settings.signal, settings.rank, start)
-    popularity = released.popularity()
-    log.info("starting %d items from it, through %d features", n, len(released.feature_names))
+    model = _closed_form(released, settings, start)
+    if not settings.epochs:
+        return model
+    log.info("training %d epoch(s) of %s", settings.epochs, settings.loss)
+    pairs = neighbours(model, known, settings.neighbours)
+    return hybrid.train(model, pairs, settings.epochs, settings.learning_rate, settings.seed, settings.threads, settings.loss)
+
+
+def neighbours(model: hybrid.Model, known: np.ndarray, count: int) -> sp.coo_matrix:
+    """Returns the `count` best other known items of each known item of N, as `hybrid.neighbours`, (N, N)."""
+    near = hybrid.neighbours(
+        spectral.Embeddings(model.item.representation()[known], model.history.representation()[known]), count
+    )
+    n = len(model.bias)
+    return sp.coo_matrix((near.data, (known[near.row], known[near.col])), shape=(n, n))
+
+
+def _closed_form(released: Released, settings: Settings, start: np.ndarray | None) -> hybrid.Model:
+    """Returns the model before any epoch. Arguments as `fit`."""
+    known, loadings, popularity = released.known, released.loadings, released.popularity()
+    spectrum = released.spectrum(settings.signal, settings.rank, start)
+    if settings.kind == "ensemble" and len(known) <= MOST_ENSEMBLE:
+        found = ensemble.fit(
+            released.matrix, released.noise_sd, known, popularity, loadings, spectrum, settings.rank, settings.feature_rank
+        )
+        if found is not None:
+            return found
+        log.info("features say too little beside the matrix: the model is a hybrid")
+    elif settings.kind == "ensemble":
+        log.warning("%d kept items are more than an ensemble's %d: the model is a hybrid", len(known), MOST_ENSEMBLE)
     # As D^-1 E on the history's side (models.spectral), so its loadings.
-    model = hybrid.warm_start(
-        embeddings,
+    return hybrid.warm_start(
+        spectral.from_spectrum(spectrum, released.matrix, released.scores[known]),
         known,
         sp.csr_matrix(sp.diags(popularity) @ loadings),
         sp.csr_matrix(sp.diags(popularity ** (1 - spectral.OWN_POWER)) @ loadings),
     )
-    if not settings.epochs:
-        return model
-    log.info("training %d epoch(s) of WARP", settings.epochs)
-    near = hybrid.neighbours(embeddings, settings.neighbours)
-    near = sp.coo_matrix((near.data, (known[near.row], known[near.col])), shape=(n, n))
-    return hybrid.train(model, near, settings.epochs, settings.learning_rate, settings.seed, settings.threads)
 
 
 def _untrained(ids: list[str], scores: np.ndarray) -> Trained:

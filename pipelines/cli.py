@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import datetime as dt
 import logging
+import math
 import os
 import re
 import signal
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "release (or read back the same release), train and publish"),
         ("release", _release, "release differentially private tables from the job's events"),
         ("train", _train, "train a model on the newest release"),
-        ("publish", _publish, "publish the newest model as a DuckDB version"),
+        ("publish", _publish, "publish the active model, or the newest if it may be, as a DuckDB version"),
     ):
         job = commands.add_parser(name, help=text, allow_abbrev=False, epilog="--section.key VALUE sets a key of the job file.")
         job.add_argument("job", type=Path, metavar="JOB.toml")
@@ -107,6 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--k", type=_count, default=20, metavar="N", help="recommendations a user")
     measure.add_argument("--format", choices=("text", "json"), default="text")
     measure.set_defaults(command=_evaluate, takes_flags=True)
+    _add_models(commands.add_parser("models", help="which model people are served, and which they were", allow_abbrev=False))
+    _add_tune(
+        commands.add_parser("tune", help="what epsilon buys, and how best to spend it, by simulation", allow_abbrev=False)
+    )
+    told = commands.add_parser("report", help="an HTML page about what is published, and what it cost", allow_abbrev=False)
+    told.add_argument("job", type=Path, metavar="JOB.toml", nargs="?")
+    told.add_argument("--store", type=Path, help="instead of a job; default: the store published to last on this machine")
+    told.add_argument("--output", type=Path, metavar="FILE", help="default: NAME-report.html")
+    told.set_defaults(command=_report, takes_flags=True)
     ask = commands.add_parser("query", help="query the published database with SQL", allow_abbrev=False)
     ask.add_argument("sql", metavar="SQL")
     ask.add_argument("--store", type=Path, help="default: the store published to last on this machine")
@@ -141,6 +151,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_flink(commands.add_parser("flink", help="a Flink cluster on this machine for trials; jobs of any", allow_abbrev=False))
     _add_replay(commands.add_parser("replay", help="send files of events to a Kafka topic", allow_abbrev=False))
     return parser
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=Path, metavar="JOB.toml")
+    parser.add_argument("--epsilons", type=_positive, nargs="+", metavar="E", help="of the curve; default: 0.25 to 8")
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--target-recall", type=_share, metavar="R", help="find the least epsilon with this Recall@k")
+    goal.add_argument(
+        "--target-count-error", type=_positive, metavar="X", help="find the least epsilon with this relative error of counts"
+    )
+    parser.add_argument("--k", type=_count, default=20, metavar="N", help="recommendations a user")
+    parser.add_argument(
+        "--world", choices=("fitted", "events"), help="whose users; default: events if [evaluation] says they are no secret"
+    )
+    parser.add_argument("--users", type=_users, metavar="N", help="simulated at most; default: 20000")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a page, and a PNG beside it; default: NAME-tuning.html")
+    parser.set_defaults(command=_tune, takes_flags=True)
 
 
 def _add_kafka(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +235,34 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_replay)
 
 
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, text in (
+        ("list", "every model: its state, what it was trained on, and what was decided on it"),
+        ("promote", "make a model the active one, whatever its figure, and publish it"),
+        ("rollback", "make a model active again at once, with the database of then"),
+        ("compare", "figures, recommendations and parameters of two models"),
+    ):
+        models = actions.add_parser(name, help=text, allow_abbrev=False)
+        models.add_argument("job", type=Path, metavar="JOB.toml")
+        if name == "promote":
+            models.add_argument("model", type=_number, metavar="N")
+        if name == "rollback":
+            models.add_argument("model", type=_number, metavar="N", nargs="?", help="default: the one active before")
+        if name == "compare":
+            models.add_argument("model", type=_number, metavar="N")
+            models.add_argument("other", type=_number, metavar="M")
+        if name in ("list", "compare"):
+            models.add_argument("--format", choices=("text", "json"), default="text")
+        models.set_defaults(command=_models, action=name, takes_flags=True)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text} is not the number of a model")
+    return int(text)
+
+
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port: 1 to 65535, or 0 for any that is free")
@@ -217,6 +272,25 @@ def _port(text: str) -> int:
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 9999")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def _users(text: str) -> int:
+    if int(text) < 100:
+        raise argparse.ArgumentTypeError(f"{text}: too few to learn anything from; at least 100")
     return int(text)
 
 
@@ -399,6 +473,25 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> None:
     _remember(job)
 
 
+def _models(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import publish, registry
+
+    job = _own_flags_only(arguments, flags)
+    match arguments.action:
+        case "list":
+            listed = registry.described(job)
+            print(registry.as_json(listed) if arguments.format == "json" else "\n".join(registry.as_text(listed)))
+        case "promote":
+            print(registry.promote(job, arguments.model))
+            publish.run(job)
+        case "rollback":
+            model, said = registry.rollback(job, arguments.model)
+            print(f"{said}: {publish.show(job, model)}")
+        case "compare":
+            found = registry.compared(job, arguments.model, arguments.other)
+            print(registry.as_json(found) if arguments.format == "json" else "\n".join(registry.compared_as_text(found)))
+
+
 def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> None:
     from pipelines import config, evaluate, evaluate_private
 
@@ -416,6 +509,44 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> None:
         )
     found = evaluate.run(_own_flags_only(arguments, flags), arguments.split, arguments.k)
     print(evaluate.as_json(found) if arguments.format == "json" else "\n".join(evaluate.as_text(found)))
+
+
+def _tune(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import page, tune
+
+    job = _own_flags_only(arguments, flags)
+    output = arguments.output or Path(f"{job.job.name}-tuning.html")
+    if output.suffix == ".png":
+        raise errors.BadRequestError(f"--output {output}: names the page; the PNG comes beside it, under the same name.")
+    page.check_free(output, output.with_suffix(".png"))
+    logging.getLogger("models.training").setLevel(logging.WARNING)  # dozens of models
+    found = tune.run(
+        job,
+        arguments.epsilons or tune.EPSILONS,
+        tune.Goal(arguments.target_recall, arguments.target_count_error),
+        None if arguments.world is None else arguments.world == "events",
+        arguments.k,
+        arguments.users or tune.USERS,
+    )
+    tune.write(found, job.job.name, output)
+    print("\n".join(tune.as_text(found)))
+
+
+def _report(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from data import store
+    from pipelines import config, report
+
+    if arguments.job is None:
+        if flags:
+            raise config.JobFileError(f"{' '.join(flags)}: --section.key flags need a job file.")
+        place = arguments.store or _remembered()
+        name = place.name
+    elif arguments.store is not None:
+        raise config.JobFileError(f"--store {arguments.store}: give a job file or a store, not both.")
+    else:
+        job = _own_flags_only(arguments, flags)
+        place, name = store.Store(job.job.store).local(), job.job.name
+    report.run(place, arguments.output or Path(f"{name}-report.html"))
 
 
 def _own_flags_only(arguments: argparse.Namespace, flags: list[str]) -> "config.Job":

@@ -145,6 +145,18 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
     return Report(facts, _metrics(lists, asked, vectors), _slices(lists, asked), *audit)
 
 
+def weights(job: config.Job, public_ids: pa.Array | None) -> tuple[pa.Array, sp.csr_matrix]:
+    """Reads the job's events as they are: the ids of the items, and each user's weights of them, (n_users, n_items).
+
+    Raises: as `run`.
+    """
+    _check(job)
+    batches = _read(job, public_ids)
+    ids = public_ids if public_ids is not None else _distinct_items(batches)
+    rows = _contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
+    return ids, bounding.user_rows(rows, ids).weights
+
+
 def _check(job: config.Job) -> None:
     if job.evaluation.data == "private":
         raise ValueError("evaluate: the figures are exact: not for private data.")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from dp_accounting import gaussian_mechanism
 
 from data import database, errors, files, ledger, store, tables
-from pipelines import config, contract, evaluate_private, sections, source, versions
+from pipelines import config, contract, evaluate_private, registry, sections, source, versions
 from transforms.ingest import kafka_client
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def run(job: config.Job) -> Path:
-    """Publishes the newest model and its release, and the newest releases' counts; returns the database's path.
+    """Publishes a model (`registry.choose`) and its release, and the newest releases' counts; returns the database's path.
 
     Raises:
         errors.NothingThereError: there is no model yet, nor counts of short windows.
@@ -42,7 +42,7 @@ def _run(job: config.Job, before: int) -> Path:
     account = contract.open_ledger(job)
     releases = account.releases(job.job.data_set)
     trending = [] if job.trending is None else kept.newest(releases, TRENDING, job.trending.keep_windows)
-    model = kept.latest_model()
+    model = registry.choose(job)
     if model is None and not trending:
         raise errors.NothingThereError(f"{kept.place} holds no model yet: `sottovoce train` makes one.")
     of_model = _of_model(kept, model, releases)
@@ -76,8 +76,21 @@ def _run(job: config.Job, before: int) -> Path:
     return version
 
 
+def show(job: config.Job, model: int) -> Path:
+    """Shows people the model that has just been made active, at once: by a version that has it, or else by publishing anew."""
+    found = versions.show(job, model)
+    if found is None:
+        return run(job)
+    log.info("showing %s again", found)
+    _send_recommendations(job, store.Store(job.job.store), str(model))
+    return found
+
+
 def is_due(job: config.Job) -> bool:
-    """Says whether there is a release that the current database doesn't come from: a run may have ended before it was there."""
+    """Says whether there is a release that the current database doesn't come from, or a model that it should have and has not.
+
+    A run may have ended before it was there.
+    """
     kept = store.Store(job.job.store)
     releases = contract.open_ledger(job).releases(job.job.data_set)
     shown_by = [COUNTS] if job.trending is None else [COUNTS, TRENDING]
@@ -89,9 +102,10 @@ def is_due(job: config.Job) -> bool:
             versions.pull(job)
         with database.connect(kept.local()) as connection:
             shown = connection.sql("select distinct section, release_id from release_report").fetchall()
+            model = connection.execute("select version from model_versions").fetchone()
     except errors.NothingThereError:
         return True
-    return not newest <= set(shown)
+    return not newest <= set(shown) or registry.history(job).active != (None if model is None else model[0])
 
 
 def _of_model(kept: store.Store, model: store.Model | None, releases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

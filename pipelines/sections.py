@@ -337,11 +337,15 @@ class CooccurrenceSection(_Section):
 
 
 class ModelSection(_Section):
-    """[model]: the hybrid model trained on the released tables, on each release or when the last one is so old."""
+    """[model]: the model trained on the released tables, on each release or when the last one is so old."""
 
     retrain: Duration | None = None
+    kind: Literal["hybrid", "ensemble"] = "ensemble"
+    signal: Literal["auto", "low-rank", "prior", "stacked"] = "auto"
     rank: Positive = 128
-    epochs: int = Field(1, ge=0)
+    feature_rank: Positive = 512
+    epochs: int = Field(0, ge=0)
+    loss: Literal["warp", "warp-kos", "bpr", "logistic"] = "warp"
     learning_rate: float = Field(0.0003, gt=0, le=1)
     neighbours: Positive = 50
     top_k: Positive = 20
@@ -441,9 +445,11 @@ class EvaluationSection(_Section):
 
 
 class PublishSection(_Section):
-    """[publish]: the DuckDB versions."""
+    """[publish]: the DuckDB versions, and which model they have."""
 
     keep_versions: Positive = 5
+    promote: Literal["guarded", "always", "manual"] = "guarded"
+    margin: Annotated[float, Field(ge=0, lt=1), pydantic.BeforeValidator(_no_truth_value)] = 0.05
 
 
 class RunnerSection(_Section):

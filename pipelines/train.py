@@ -9,7 +9,7 @@ from typing import Any
 from data import errors, store, tables
 from data.catalogue import Catalogue
 from models import training, windows
-from pipelines import config, contract, source
+from pipelines import config, contract, source, versions
 from transforms.privacy import budget
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def run_if_due(job: config.Job, release_id: str | None) -> None:
         release_id: None: there is none. Then the newest one is trained on, if it has no model.
     """
     kept = store.Store(job.job.store)
-    newest, model = _newest(job, kept), kept.latest_model()
+    newest, model = newest_release(job), kept.latest_model()
     if newest is None:
         return
     if model is not None:
@@ -34,33 +34,48 @@ def run_if_due(job: config.Job, release_id: str | None) -> None:
     run(job, release_id)
 
 
-def _newest(job: config.Job, kept: store.Store) -> dict[str, Any] | None:
-    """The manifest of the newest release that a model can be trained on."""
-    found = kept.newest(contract.open_ledger(job).releases(job.job.data_set), budget.COOCCURRENCE)
+def newest_release(job: config.Job) -> dict[str, Any] | None:
+    """Returns the manifest of the newest release that a model can be trained on; None: there is none."""
+    found = store.Store(job.job.store).newest(contract.open_ledger(job).releases(job.job.data_set), budget.COOCCURRENCE)
     return found[0] if found else None
+
+
+def noise_sd(manifest: dict[str, Any]) -> float:
+    """Returns the standard deviation of the noise in a release's co-occurrences, off the diagonal."""
+    [mechanism] = [m for m in manifest["mechanisms"] if m["name"] == budget.COOCCURRENCE]
+    return float(mechanism["noise_sd"]) / math.sqrt(2)
+
+
+def read(kept: store.Store, manifest: dict[str, Any], catalogue: Catalogue | None) -> training.Released:
+    """Returns what models are trained on of a release that is here."""
+    items, pairs = (
+        kept.read_table(manifest, name, schema) for name, schema in (("items", tables.ITEMS), ("item_pairs", tables.ITEM_PAIRS))
+    )
+    return training.read(items, pairs, noise_sd(manifest), catalogue)
 
 
 def run(job: config.Job, release_id: str | None = None) -> store.Model:
     """Trains on a release, without a name on the newest, and on those of the windows before, as many as model.windows says.
 
     Returns:
-        The model. It starts from the one before, and its vectors are turned to that one's.
+        The model. It starts from the one that people are served, and its vectors are turned to that one's.
 
     Raises:
         errors.NothingThereError: there is no release yet.
     """
     kept = store.Store(job.job.store)
-    manifest = _newest(job, kept) if release_id is None else kept.manifest(release_id)
+    manifest = newest_release(job) if release_id is None else kept.manifest(release_id)
     if manifest is None:
         raise errors.NothingThereError(f"{kept.place} holds no release yet: `sottovoce release` makes one.")
     releases = contract.open_ledger(job).releases(job.job.data_set)
     older = [release for release in releases if release["window_end"] < manifest["window_end"]]
     earlier = kept.newest(older, budget.COOCCURRENCE, job.model.windows - 1)
     log.info("training on release %s%s", manifest["release_id"], f" and {len(earlier)} before it" if earlier else "")
-    catalogue, before = source.load_catalogue(job), kept.latest_model()
-    released = _read(kept, manifest, catalogue)
+    catalogue, shown = source.load_catalogue(job), versions.model(job)
+    before = None if shown is None else kept.model(shown)
+    released = read(kept, manifest, catalogue)
     if earlier:
-        released = windows.combine(released, (_read(kept, each, catalogue) for each in reversed(earlier)), job.model.decay)
+        released = windows.combine(released, (read(kept, each, catalogue) for each in reversed(earlier)), job.model.decay)
     if not len(released.ids):
         log.warning(
             "no item passed the selection's threshold: the model is empty. More users, a larger privacy.total_epsilon or a "
@@ -80,7 +95,7 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
             "created": manifest["created"],
             "trained_at": dt.datetime.now(dt.UTC).isoformat(),
             "release_ids": [each["release_id"] for each in [*earlier, manifest]],
-            "model": "lightfm-hybrid",
+            "model": settings.kind,
             "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,
             "epochs": settings.epochs,
             "items": trained.embeddings.num_rows,
@@ -90,14 +105,6 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
     )
     log.info("trained model %d: %d items", model.number, trained.embeddings.num_rows)
     return model
-
-
-def _read(kept: store.Store, manifest: dict[str, Any], catalogue: Catalogue | None) -> training.Released:
-    [mechanism] = [each for each in manifest["mechanisms"] if each["name"] == budget.COOCCURRENCE]
-    items, pairs = (
-        kept.read_table(manifest, name, schema) for name, schema in (("items", tables.ITEMS), ("item_pairs", tables.ITEM_PAIRS))
-    )
-    return training.read(items, pairs, mechanism["noise_sd"] / math.sqrt(2), catalogue)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ figures printed here are not differentially private.
 
 import argparse
 import collections.abc
+import dataclasses
 import json
 import math
 import pathlib
@@ -28,7 +29,7 @@ from scipy import stats
 
 from data import synthetic, tables
 from data.catalogue import Catalogue, FeatureKind
-from models import ease, evaluation, ranking, spectral, training
+from models import ease, evaluation, ranking, scoring, spectral, training
 from transforms.privacy import budget
 from transforms.release import cooccurrence, selection
 
@@ -173,9 +174,9 @@ def recall(score: ranking.Scores, split: Split, k: int = 20) -> float:
 
 
 def private_models(
-    data: Data, released: Release, all_epochs: list[int], seed: int
+    data: Data, released: Release, all_epochs: list[int], seed: int, settings: training.Settings = scoring.DEFAULT
 ) -> collections.abc.Iterator[tuple[str, ranking.Scores]]:
-    """Yields names and scores of the models trained on the released tables alone."""
+    """Yields names and scores of the models trained on the released tables alone; epochs and seed are put into `settings`."""
     place = {item: column for column, item in enumerate(data.catalogue.item_ids)}
     columns = np.array([place[item] for item in released.items["item_id"].to_pylist()])
     scores = released.items["score"].to_numpy()
@@ -187,11 +188,11 @@ def private_models(
     yield "spectral, kept items", ranking.fold_in(closed.item, closed.history, 0.0, columns[:kept])
     read = training.read(released.items, released.pairs(), released.noise_sd, data.catalogue)
     for epochs in all_epochs:
-        settings = training.Settings(epochs=epochs, seed=seed)
-        trained = training.train(read, data.catalogue, settings).embeddings
+        own = dataclasses.replace(settings, epochs=epochs, seed=seed)
+        trained = training.train(read, data.catalogue, own).embeddings
         where = np.array([place[item] for item in trained["item_id"].to_pylist()])
         item, history = (np.array(trained[name].to_pylist()) for name in ("embedding", "history_embedding"))
-        yield f"LightFM, {epochs} epochs", ranking.fold_in(item, history, trained["bias"].to_numpy(), where)
+        yield f"{settings.kind}, {epochs} epochs", ranking.fold_in(item, history, trained["bias"].to_numpy(), where)
 
 
 def public_models(split: Split) -> collections.abc.Iterator[tuple[str, ranking.Scores]]:
@@ -228,7 +229,8 @@ def measure(data: Data, arguments: argparse.Namespace, seed: int) -> dict[str, f
     total = budget.Budget(arguments.epsilon, arguments.delta)
     released = release(split.train, data.catalogue.item_ids, total, arguments.max_items, seed)
     results = {"items kept": float(len(released.matrix))}
-    for name, scores in private_models(data, released, arguments.epochs, seed):
+    settings = training.Settings(kind=arguments.kind, signal=arguments.signal)
+    for name, scores in private_models(data, released, arguments.epochs, seed, settings):
         results[name] = recall(scores, split)
     print(f"  seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()), flush=True)
     if arguments.without_privacy:
@@ -236,7 +238,7 @@ def measure(data: Data, arguments: argparse.Namespace, seed: int) -> dict[str, f
         best = max(public, key=lambda name: public[name])
         print(f"  best without privacy, seed {seed}: {best}, {public[best]:.4f}")
         results["without privacy, best"] = public[best]
-        best_private = max(value for name, value in results.items() if name.startswith(("spectral", "LightFM")))
+        best_private = max(value for name, value in results.items() if name.startswith(("spectral", arguments.kind)))
         results["private / without privacy"] = best_private / public[best]
     return results
 
@@ -259,6 +261,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--delta", type=float, default=1e-6)
     parser.add_argument("--max-items", type=int, help="kept for co-occurrence; default: the product's own rule")
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102], help="0 to 4 are for tuning")
+    parser.add_argument("--kind", choices=training.CHOICES["kind"], default=training.Settings.kind, help="as model.kind")
+    parser.add_argument(
+        "--signal", choices=training.CHOICES["signal"], default=training.Settings.signal, help="as model.signal"
+    )
     parser.add_argument("--epochs", type=int, nargs="*", default=[0, 1, 3, 10])
     parser.add_argument("--without-privacy", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/quality"))

@@ -4,6 +4,8 @@ import datetime as dt
 import multiprocessing
 import pathlib
 import stat
+import time
+from collections.abc import Callable
 
 import duckdb
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from data import catalogue, comments, database, tables
 from models import rerank
+from tests.data import readers
 
 DAY = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 NEXT_DAY = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
@@ -123,6 +126,66 @@ def test_old_versions_are_deleted_beyond_keep_versions(tmp_path):
         database.publish(tmp_path, make_contents(version), 3)
     assert numbers(tmp_path) == ["10.duckdb", "11.duckdb", "9.duckdb"]
     assert answer(tmp_path, "SELECT version FROM model_versions") == [(11,)]
+
+
+def two_models(store: pathlib.Path) -> list[set[str]]:
+    """Publishes two versions of two models; returns what may be answered of each."""
+    found = []
+    for model in (1, 2):
+        popular = rows(tables.POPULAR, (1, "a", 9.0 * model))
+        database.publish(store, make_contents(model, popular=popular), 5)
+        found.append(readers.answers(store))
+    return found
+
+
+def back_and_forth(store: pathlib.Path) -> Callable[[], None]:
+    """Work of a second."""
+
+    def work() -> None:
+        for number in range(60):
+            assert database.show(store, 1 + number % 2)
+
+    return work
+
+
+def test_no_query_fails_while_another_process_goes_back_and_forth(tmp_path):
+    of_first, of_second = two_models(tmp_path)
+    told, _ = readers.asked_while(tmp_path, back_and_forth(tmp_path))
+    assert told.keys() == {"keeping", "opening"}
+    answers = set().union(*told.values())
+    assert answers <= of_first | of_second
+    assert answers & of_first
+    assert answers & of_second
+
+
+def test_a_link_that_is_unlinked_and_made_anew_fails_queries(tmp_path, monkeypatch):
+    """The negative control."""
+
+    def point(store: pathlib.Path, version: pathlib.Path) -> None:
+        (store / "current.duckdb").unlink(missing_ok=True)
+        time.sleep(0.005)
+        (store / "current.duckdb").symlink_to(version.relative_to(store))
+
+    monkeypatch.setattr(database, "_point", point)
+    two_models(tmp_path)
+    told, _ = readers.asked_while(tmp_path, back_and_forth(tmp_path))
+    assert any(answer.startswith("failed") for of_one in told.values() for answer in of_one)
+
+
+def test_a_model_is_shown_again_by_its_newest_version_and_numbers_go_on(tmp_path):
+    for model in (1, 1, 2):
+        database.publish(tmp_path, make_contents(model), 5)
+    assert database.show(tmp_path, 3) is None
+    assert database.show(tmp_path, 1) == tmp_path / "versions" / "2.duckdb"
+    assert (database.current(tmp_path), database.models(tmp_path)) == (2, {1: 1, 2: 1, 3: 2})
+    assert answer(tmp_path, "SELECT version FROM model_versions") == [(1,)]
+    assert database.publish(tmp_path, make_contents(1), 1).name == "4.duckdb"
+    assert (database.current(tmp_path), database.models(tmp_path)) == (4, {4: 1})
+
+
+def test_a_store_without_versions_has_none_to_show(tmp_path):
+    assert database.show(tmp_path, 1) is None
+    assert database.models(tmp_path) == {}
 
 
 def test_publishers_at_once_never_share_a_number_and_current_is_the_newest(tmp_path):

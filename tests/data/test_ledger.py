@@ -662,8 +662,8 @@ def test_a_series_changed_behind_the_ledgers_back_is_caught(kept, url, statement
 
 def test_a_ledger_from_before_there_were_series_is_brought_up_to_date(kept, url):
     kept.reserve(REQUEST)
-    for statement in ("drop table pages", "drop table series", "drop table leases", "drop table versions"):
-        tamper(url, statement)
+    for table in ("pages", "series", "leases", "versions", "promotions"):
+        tamper(url, f"drop table {table}")
     tamper(url, "update alembic_version set version_num = '0001'")
     opened = ledger.Ledger(url)
     opened.verify()
@@ -673,7 +673,7 @@ def test_a_ledger_from_before_there_were_series_is_brought_up_to_date(kept, url)
 
 def test_a_series_from_before_windows_slid_goes_on(kept, url):
     booked(kept, window(1))
-    for statement in ("alter table series drop column step_seconds", "drop table versions"):
+    for statement in ("alter table series drop column step_seconds", "drop table versions", "drop table promotions"):
         tamper(url, statement)
     tamper(url, "update alembic_version set version_num = '0002'")
     opened = ledger.Ledger(url)
@@ -694,6 +694,21 @@ def test_a_version_is_active_only_in_place_of_the_one_before_it(kept):
     assert kept.activate("shop/job", second)
     assert not kept.activate("shop/job", late._replace(file="late.duckdb"))
     assert (kept.active("shop/job"), kept.active("another")) == (second, None)
+    kept.verify()
+
+
+# What was decided on models
+
+
+def test_a_decision_counts_only_as_the_next_one(kept):
+    first = ("shop/job", 1, 3, "active", "first", {})
+    assert not kept.promote("shop/job", 2, 4, "active", "score", {})
+    assert kept.promote(*first)
+    assert not kept.promote(*first)
+    assert kept.promote("shop/job", 2, 4, "refused", "score", {"candidate": 0.5})
+    found = [decided[:-1] for decided in kept.promotions("shop/job")]
+    assert found == [(1, 3, "active", "first", {}), (2, 4, "refused", "score", {"candidate": 0.5})]
+    assert kept.promotions("another") == []
     kept.verify()
 
 

@@ -45,11 +45,22 @@ def test_training_is_deterministic_and_moves_the_start_a_little() -> None:
     assert np.abs(first.item.representation() - model.item.representation()).max() < 0.05
 
 
-def test_training_moves_the_neighbours_up() -> None:
+@pytest.mark.parametrize(("loss", "share"), [("warp", 0.5), ("bpr", 0.8), ("logistic", 0.8)])
+def test_training_moves_the_neighbours_up(loss: hybrid.Loss, share: float) -> None:
     _, model = start()
     pairs = sp.coo_matrix((np.ones(12, np.float32), (np.arange(12), (np.arange(12) + 1) % 12)), shape=(16, 16))
-    trained = hybrid.train(model, pairs, 200, 0.05, seed=0)
-    assert mean_rank(trained, pairs) < 0.5 * mean_rank(model, pairs)
+    trained = hybrid.train(model, pairs, 200, 0.05, seed=0, loss=loss)
+    assert mean_rank(trained, pairs) < share * mean_rank(model, pairs)
+
+
+def test_the_pointwise_loss_is_given_negative_items_and_warp_kos_no_weights() -> None:
+    pairs = sp.coo_matrix(([1.0, 0.5], ([0, 1], [1, 2])), shape=(4, 4))
+    signs, weights = hybrid._examples(pairs, "logistic", 0)
+    assert weights is not None
+    assert (signs.data.tolist(), weights.data.tolist()) == ([1, 1, -1, -1], [1, 0.5, 1, 0.5])
+    assert (signs.row == weights.row).all()
+    assert (signs.col == weights.col).all()
+    assert hybrid._examples(pairs, "warp-kos", 0)[1] is None
 
 
 def mean_rank(model: hybrid.Model, pairs: sp.coo_matrix) -> float:

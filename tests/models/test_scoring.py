@@ -49,7 +49,7 @@ def test_recommends_the_block_of_the_history(name: str) -> None:
     assert set(recommend(name, SIZE - 3, 8, 9)) < set(range(SIZE, 2 * SIZE))
 
 
-@pytest.mark.parametrize("name", ["content", "hybrid, low-rank (default)", "hybrid, stacked", "ensemble"])
+@pytest.mark.parametrize("name", ["content", "hybrid, low-rank", "hybrid, stacked", "ensemble, low-rank", "ensemble, stacked"])
 def test_features_reach_items_of_the_catalogue_alone(name: str) -> None:
     assert 15 in recommend(name, 6, 8, 9)
 
@@ -75,8 +75,3 @@ def test_an_empty_history_is_scored() -> None:
     released = release()
     for fit in scoring.BY_NAME.values():
         assert not np.isnan(fit(released, columns(released))(history())).any()
-
-
-def test_settings_refuse_a_signal_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match=r"Settings: signal must be one of .*, not 'loud'"):
-        training.Settings(signal="loud")  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +7,7 @@ import pytest
 
 from data import tables
 from data.catalogue import Catalogue
-from models import rerank, training
+from models import hybrid, rerank, training
 
 CLOSED_FORM = training.Settings(epochs=0, top_k=3)
 
@@ -120,10 +121,11 @@ def test_trains_with_categories_of_the_catalogue() -> None:
     assert as_it_is.recommendations.equals(plain.recommendations)
 
 
+@pytest.mark.parametrize("kind", ["hybrid", "ensemble"])
 @pytest.mark.parametrize("epochs", [0, 2])
-def test_cold_item_gets_recommendations_through_its_features(epochs: int) -> None:
+def test_cold_item_gets_recommendations_through_its_features(epochs: int, kind: training.Kind) -> None:
     table, cells, catalogue = world()
-    trained = train(table, cells, catalogue, dataclasses.replace(CLOSED_FORM, epochs=epochs))
+    trained = train(table, cells, catalogue, dataclasses.replace(CLOSED_FORM, epochs=epochs, kind=kind))
     for block in range(3):
         assert all(other.startswith(f"b{block}i") for other in recommended(trained, f"b{block}new0"))
 
@@ -141,20 +143,42 @@ def test_released_item_that_was_not_kept_gets_recommendations_without_a_catalogu
     assert trained.feature_embeddings["feature"].to_pylist() == [training.ALL_ITEMS]
 
 
-def test_no_epochs_score_as_the_spectral_model() -> None:
+def test_a_hybrid_of_no_epochs_scores_as_the_spectral_model() -> None:
     table, cells, catalogue = world()
-    with_features = train(table, cells, catalogue, CLOSED_FORM).embeddings.slice(0, 12)
-    plain = train(table, cells, None, CLOSED_FORM).embeddings
+    settings = dataclasses.replace(CLOSED_FORM, kind="hybrid", signal="low-rank")
+    with_features = train(table, cells, catalogue, settings).embeddings.slice(0, 12)
+    plain = train(table, cells, None, settings).embeddings
     scores = [vectors(t, "history_embedding") @ vectors(t, "embedding").T for t in (with_features, plain)]
     assert np.allclose(*scores, atol=1e-5)
     assert not any(plain["bias"].to_pylist())
 
 
-def test_same_seed_same_tables() -> None:
+@pytest.mark.parametrize("loss", training.CHOICES["loss"])
+@pytest.mark.parametrize("kind", training.CHOICES["kind"])
+def test_same_seed_same_tables(loss: hybrid.Loss, kind: training.Kind) -> None:
     table, cells, catalogue = world()
-    settings = dataclasses.replace(CLOSED_FORM, epochs=2)
+    settings = dataclasses.replace(CLOSED_FORM, epochs=2, loss=loss, kind=kind)
     first, second = (train(table, cells, catalogue, settings) for _ in range(2))
     assert all(a.equals(b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted", "taken"),
+    [
+        ("MOST_STACKED", {"kind": "hybrid", "signal": "auto"}, {"kind": "hybrid", "signal": "low-rank"}),
+        ("MOST_ENSEMBLE", {"kind": "ensemble"}, {"kind": "hybrid"}),
+    ],
+    ids=["stacked", "ensemble"],
+)
+def test_above_a_number_of_kept_items_a_model_is_a_cheaper_one(monkeypatch, limit, wanted, taken) -> None:
+    table, cells, catalogue = world()
+    released = training.read(table, cells, 3.0, catalogue)
+    train = functools.partial(training.train, released, catalogue)
+    settings = dataclasses.replace(CLOSED_FORM, signal="stacked")
+    below, cheaper = (train(dataclasses.replace(settings, **each)).embeddings for each in (wanted, taken))
+    assert not below.equals(cheaper)
+    monkeypatch.setattr(training, limit, 11)
+    assert train(dataclasses.replace(settings, **wanted)).embeddings.equals(cheaper)
 
 
 def test_popular_is_ordered_by_score() -> None:
@@ -209,10 +233,18 @@ def test_refuses_tables(released: pa.Table, cells: pa.Table, message: str) -> No
 
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
-    [("rank", 0, "positive"), ("epochs", -1, "not be negative"), ("learning_rate", 0.0, r"in \(0, 1\]")],
+    [
+        ("rank", 0, "positive"),
+        ("feature_rank", 0, "positive"),
+        ("epochs", -1, "not be negative"),
+        ("learning_rate", 0.0, r"in \(0, 1\]"),
+        ("kind", "loud", "one of hybrid, ensemble"),
+        ("signal", "loud", "one of auto, low-rank, prior, stacked"),
+        ("loss", "loud", "one of warp, warp-kos, bpr, logistic"),
+    ],
 )
-def test_refuses_settings(field: str, value: float, rule: str) -> None:
-    with pytest.raises(ValueError, match=f"Settings: {field} must (be )?{rule}, not {value}"):
+def test_refuses_settings(field: str, value: float | str, rule: str) -> None:
+    with pytest.raises(ValueError, match=f"Settings: {field} must (be )?{rule}, not {value!r}"):
         training.Settings(**{field: value})
 
 
@@ -230,8 +262,9 @@ def turned_window(seed: int) -> tuple[pa.Table, pa.Table, Catalogue]:
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_the_version_before_turns_vectors_and_leaves_scores(epochs: int) -> None:
-    settings = dataclasses.replace(CLOSED_FORM, epochs=epochs)
+@pytest.mark.parametrize("kind", ["hybrid", "ensemble"])
+def test_the_version_before_turns_vectors_and_leaves_scores(epochs: int, kind: training.Kind) -> None:
+    settings = dataclasses.replace(CLOSED_FORM, epochs=epochs, kind=kind)
     before = train(*turned_window(1), settings)
     fresh, started = (train(*turned_window(2), settings, before=earlier) for earlier in (None, before.embeddings))
 
@@ -249,7 +282,9 @@ def test_the_version_before_turns_vectors_and_leaves_scores(epochs: int) -> None
         return float((old[:, :width] * new[:, :width]).sum() / np.linalg.norm(old) / np.linalg.norm(new))
 
     assert nearness(started) > 0.99 > nearness(fresh)
-    # An item without interactions is what its features are: these are turned like it.
+    if kind == "ensemble":
+        return
+    # A hybrid's item without interactions is what its features are: these are turned like it.
     table, cells, catalogue = turned_window(2)
     loadings = training.read(table, cells, 0.1, catalogue).loadings.toarray()
     by_features = loadings @ vectors(started.feature_embeddings, "embedding")

@@ -10,6 +10,7 @@ import typing
 import pydantic
 import pytest
 
+from models import training
 from pipelines import config, sections
 
 LEAST = """\
@@ -49,6 +50,12 @@ def path(tmp_path) -> pathlib.Path:
     path = tmp_path / "job.toml"
     path.write_text(LEAST)
     return path
+
+
+def test_a_job_may_choose_what_training_can_do_and_has_the_same_defaults() -> None:
+    fields = sections.ModelSection.model_fields
+    assert {name: typing.get_args(fields[name].annotation) for name in training.CHOICES} == training.CHOICES
+    assert sections.ModelSection().settings == training.Settings()
 
 
 def test_a_least_job_file_gets_the_defaults(path):
@@ -111,8 +118,12 @@ def test_a_least_job_file_gets_the_defaults(path):
         "cooccurrence": {"budget_share": 0.8, "max_items": "auto", "engine": "columnar", "noise": "chacha"},
         "model": {
             "retrain": None,
+            "kind": "ensemble",
+            "signal": "auto",
             "rank": 128,
-            "epochs": 1,
+            "feature_rank": 512,
+            "epochs": 0,
+            "loss": "warp",
             "learning_rate": 0.0003,
             "neighbours": 50,
             "top_k": 20,
@@ -129,7 +140,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "candidates": 200,
         },
         "evaluation": {"data": "private", "budget_share": 0.0, "held_out_share": 0.2, "test_start": None, "seed": 0},
-        "publish": {"keep_versions": 5},
+        "publish": {"keep_versions": 5, "promote": "guarded", "margin": 0.05},
         "runner": {
             "kind": "direct",
             "master": "[local]",

@@ -11,7 +11,7 @@ import pytest
 
 from data import database, store, tables
 from models import splits
-from pipelines import asking, cli, config, contract, evaluate_private, plan, release, source, status, train
+from pipelines import asking, cli, config, contract, evaluate_private, plan, publish, registry, release, source, status, train
 from tests.pipelines.example import EXACT, charges, crashing, load, published, view, write_job
 from transforms.ingest import pseudonym
 from transforms.privacy import budget
@@ -276,3 +276,23 @@ def test_the_plan_of_a_job_that_holds_nobody_out_is_what_it_was(tmp_path):
     assert list(planned.mechanisms) == [budget.SELECTION, budget.COUNTS_USERS, budget.COUNTS_EVENTS, budget.COOCCURRENCE]
     assert (planned.total.total_epsilon, planned.asked) == (EXACT, {})
     assert not [key for key in planned.settings if key.startswith("evaluation")]
+
+
+def test_a_model_that_an_evaluation_finds_worse_is_not_promoted(again):
+    job = load(again, *FLAGS)
+    publish.run(job)
+    kept = store.Store(job.job.store)
+    good = kept.latest_model()
+    found = {
+        name: good.read_table(name, getattr(tables, name.upper())) for name in ("embeddings", "recommendations", "popular")
+    }
+    found["feature_embeddings"] = good.read_table("feature_embeddings", tables.FEATURE_EMBEDDINGS)
+    turned = found["embeddings"]["item_id"].to_pylist()[::-1]
+    found["embeddings"] = found["embeddings"].set_column(0, tables.EMBEDDINGS.field(0), pa.array(turned))
+    kept.add_model(found, good.manifest)
+    recalls = evaluate_private.run(job, n_older=1).metrics["recall"]
+    publish.run(job)
+    [first, second] = registry.described(job)
+    assert (first["state"], second["why"]) == ("active", "refused: evaluation")
+    assert second["figures"]["candidate"] == recalls["model 2"].value < 0.9 * recalls["model 1"].value
+    assert second["figures"]["active"] == recalls["model 1"].value

@@ -73,3 +73,16 @@ def test_a_new_model_starts_from_the_one_before_and_lies_as_it_does(tmp_path):
     second = train.run(example.load(path, "--model.epochs=0")).read_table("embeddings", tables.EMBEDDINGS)
     old, new = (np.array(table["history_embedding"].to_pylist()) for table in (first, second))
     assert new == pytest.approx(old, abs=0.05 * np.abs(old).max())
+
+
+def test_the_model_is_of_the_kind_that_the_job_says(tmp_path):
+    path = example.write_job(tmp_path, PEOPLE)
+    release.run(example.load(path))
+    found = {}
+    for kind in ("ensemble", "hybrid"):
+        model = train.run(example.load(path, f"--model.kind={kind}", "--model.signal=low-rank"))
+        assert model.manifest["model"] == kind
+        assert model.manifest["parameters"]["kind"] == kind
+        assert model.manifest["parameters"]["signal"] == "low-rank"
+        found[kind] = model.read_table("embeddings", tables.EMBEDDINGS)
+    assert not found["ensemble"].equals(found["hybrid"])

@@ -123,7 +123,11 @@ def release_scores(exact: pa.Table, params: SelectionParams) -> pa.Table:
     else:
         ids, sums = exact["item_id"].combine_chunks(), exact["score"].to_numpy()
     drawn = noise.draw("chacha", len(sums), params.mechanism.noise_sd, GRID_BITS)
-    scores = (sums + drawn) * 2.0**-GRID_BITS
+    return choose(ids, (sums + drawn) * 2.0**-GRID_BITS, params)
+
+
+def choose(ids: pa.Array, scores: np.ndarray, params: SelectionParams) -> pa.Table:
+    """Drops of noisy scores (n_items,) what must stay hidden and ranks the rest: a table of data.tables.ITEMS."""
     table = pa.table({"item_id": ids, "score": scores}).sort_by([("score", "descending"), ("item_id", "ascending")])
     if params.public_items is None:
         limit = threshold(params.mechanism.noise_multiplier, params.mechanism.delta, params.max_partitions_contributed)
