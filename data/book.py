@@ -8,6 +8,9 @@ attempts at a window don't disturb each other. Which files count, the ledger (da
 from the attempt that was granted it last, and only then does that one read who is in, and draw noise. Nobody acts on what an
 attempt wrote that was overtaken, or died before: `prune` deletes it. A book that was lost, cut or put back from a copy doesn't
 have the digests that the ledger has, and is refused. It is the operator's, and holds pseudonyms.
+
+Where there is a key (data.vault) files are encrypted. Digests are of what was encrypted: whichever key a file is under, the
+ledger knows it.
 """
 
 import hashlib
@@ -19,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data import errors, events, files, ledger
+from data import errors, events, files, ledger, vault
 
 SHARDS = 64
 """Parts of the users, by their pseudonyms' hash."""
@@ -34,16 +37,22 @@ SPENT = pa.schema(
 )
 """One row a user."""
 
+_PLAIN = vault.Vault()
+
 
 class BookError(errors.BadInputError):
     """The book is not as the ledger knows it."""
 
 
 class Book:
-    """A contribution book below a path, or a URL, that all workers share."""
+    """A contribution book below a path, or a URL, that all workers share.
 
-    def __init__(self, path: files.Name):
-        self._path = path
+    Args:
+        keys: by which its files are encrypted.
+    """
+
+    def __init__(self, path: files.Name, keys: vault.Vault = _PLAIN):
+        self._path, self._keys = path, keys
 
     def admit(self, page: ledger.Page, shard: int, privacy_ids: pa.FixedSizeBinaryArray) -> str:
         """Writes down whom of a shard's users a page that is yet to be booked lets in; returns the file's digest, for `finish`.
@@ -109,6 +118,23 @@ class Book:
         """Deletes all of a series."""
         files.delete_directory(files.join(self._path, series_id))
 
+    def rotate(self, series_id: str) -> int:
+        """Encrypts all of a series anew that is not under the first key; returns how many files. A crash leaves each whole.
+
+        Raises:
+            BookError: a file is not what its name says.
+            vault.VaultError: it is under none of the keys.
+        """
+        folder, count = files.join(self._path, series_id), 0
+        for name in files.names(folder):
+            number, _, file = name.partition("/")
+            digest, _, kind = file.partition(".")
+            place = files.join(folder, name)
+            if not self._keys.is_current(files.read(place)):
+                files.write(place, self._keys.seal(self._read(series_id, int(number), digest, kind)), 0o600)
+                count += 1
+        return count
+
     def spent(self, series_id: str, number: int, digest: str) -> Iterator[pa.Table]:
         """Yields what users have spent by a page: tables of SPENT.
 
@@ -139,8 +165,8 @@ class Book:
     def _read(self, series_id: str, number: int, digest: str, kind: str) -> bytes:
         name = files.join(self._path, series_id, str(number), f"{digest}.{kind}")
         try:
-            content = files.read(name)
-        except FileNotFoundError as error:
+            content = self._keys.unseal(files.read(name), name)
+        except (FileNotFoundError, vault.DamagedError) as error:
             raise _lost(name) from error
         except OSError as error:
             raise BookError(f"privacy.book: {name} can't be read ({error}).") from error
@@ -154,7 +180,7 @@ class Book:
         for private in (folder, files.join(folder, str(page.number))):
             files.make_private(private)
         digest = _digest(content)
-        files.write(files.join(folder, str(page.number), f"{digest}.{kind}"), content, 0o600)
+        files.write(files.join(folder, str(page.number), f"{digest}.{kind}"), self._keys.seal(content), 0o600)
         return digest
 
 

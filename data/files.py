@@ -6,6 +6,7 @@ say what is in the file, and the ledger tells which of them count.
 """
 
 import contextlib
+import datetime as dt
 import os
 import shutil
 import tempfile
@@ -114,6 +115,22 @@ def names(directory: Name) -> list[str]:
         return sorted(each.path.removeprefix(prefix) for each in found.metadata_list)
     paths = (path.relative_to(directory) for path in Path(directory).rglob("*") if path.is_file())
     return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def modified(path: Path) -> dt.datetime:
+    """When a file on disk was last written."""
+    return dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC)
+
+
+def written(directory: Name) -> dict[str, dt.datetime]:
+    """Returns when each of the files that `names` returns was last written, by its name; now, where a store doesn't say."""
+    if is_url(directory):
+        prefix = join(directory, "")
+        [found] = _beam().match([f"{prefix}**"])
+        now = dt.datetime.now(dt.UTC).timestamp()
+        times = {each.path.removeprefix(prefix): each.last_updated_in_seconds or now for each in found.metadata_list}
+        return {name: dt.datetime.fromtimestamp(seconds, dt.UTC) for name, seconds in sorted(times.items())}
+    return {name: modified(Path(directory) / name) for name in names(directory)}
 
 
 def delete(*files: Name) -> None:

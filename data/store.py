@@ -4,13 +4,14 @@
     STORE/releases/ID/manifest.json a published release; its tables are those of the attempt that it names
     STORE/models/N-ID/              a trained model: its tables and, last, manifest.json
     STORE/versions/N.duckdb, STORE/current.duckdb   (data.database); in an object store STORE/versions/N-ID.duckdb
-    STORE/operator/                 mode 0700: dead letters and run records, exact figures, never published
+    STORE/operator/                 mode 0700: dead letters (data.letters) and run records, exact figures, never published
 
 It lies below a path or in an object store (data.files): nothing in it is ever renamed. What was charged stands in the ledger
 (data.ledger), outside every store. A release is visible here only after its charge.
 """
 
 import contextlib
+import datetime as dt
 import fcntl
 import hashlib
 import io
@@ -33,6 +34,7 @@ from data import errors, files, state
 RESERVED, PUBLISHED = "reserved", "published"
 """What the ledger says of a release."""
 _MANIFEST = "manifest.json"
+_LETTERS, _ENDING = "dead_letters", ".jsonl"
 _MODEL = re.compile(rf"(([1-9][0-9]*)(?:-[0-9a-f]+)?)/{_MANIFEST}")
 
 
@@ -209,6 +211,32 @@ class Store:
         place = files.join(self.place, "operator", *parts)
         files.make_private(place)
         return place
+
+    def letters(self, attempt: str) -> str:
+        """Returns the name of the file of an attempt's dead letters."""
+        return files.join(self.operator(_LETTERS), attempt + _ENDING)
+
+    def letter_files(self) -> dict[str, str]:
+        """Returns the files of dead letters that are here, by their attempts."""
+        place = files.join(self.place, "operator", _LETTERS)
+        named = (name for name in files.names(place) if name.endswith(_ENDING) and "/" not in name)
+        return {name.removesuffix(_ENDING): files.join(place, name) for name in named}
+
+    def written(self, part: str) -> dict[str, dt.datetime]:
+        """Returns when each file of a part of the operator's corner was last written, by its name there."""
+        return files.written(files.join(self.place, "operator", part))
+
+    def delete_drafts(self) -> None:
+        """Deletes what crashed runs have left of dead letters that they were writing."""
+        place = self.operator(_LETTERS)
+        if files.is_url(place):
+            files.delete(*(files.join(place, name) for name in files.names(place) if "/" in name))
+            return
+        for left in Path(place).iterdir():
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            elif left.name.startswith("."):
+                left.unlink()
 
     @contextlib.contextmanager
     def spill(self) -> Iterator[str]:

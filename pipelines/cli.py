@@ -128,7 +128,19 @@ def _parser() -> argparse.ArgumentParser:
     pull.set_defaults(command=_pull, takes_flags=True)
     key = commands.add_parser("key", help="write a new pseudonym key", allow_abbrev=False)
     key.add_argument("file", type=Path, metavar="FILE")
+    key.add_argument("--encryption", action="store_true", help="an encryption key instead, before those that FILE has")
     key.set_defaults(command=_key)
+    rotate = commands.add_parser("rotate", help="encrypt a job's raw side files under the newest key", allow_abbrev=False)
+    rotate.add_argument("job", type=Path, metavar="JOB.toml")
+    rotate.set_defaults(command=_rotate, takes_flags=True)
+    forget = commands.add_parser("forget", help="opt users out and delete their raw traces", allow_abbrev=False)
+    forget.add_argument("job", type=Path, metavar="JOB.toml")
+    forget.add_argument("--ids", type=Path, metavar="FILE", help="their ids, one a line; default: from standard input")
+    forget.set_defaults(command=_forget, takes_flags=True)
+    letters = commands.add_parser("letters", help="show a job's dead letters, decrypted: the operator's", allow_abbrev=False)
+    letters.add_argument("job", type=Path, metavar="JOB.toml")
+    letters.add_argument("--attempt", help="those of one run alone")
+    letters.set_defaults(command=_letters, takes_flags=True)
     synth = commands.add_parser("synth", help="write a synthetic world of events, with a job file", allow_abbrev=False)
     synth.add_argument("directory", type=Path, metavar="DIRECTORY")
     synth.add_argument("--users", type=int, default=100_000)
@@ -562,9 +574,37 @@ def _pull(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 def _key(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from data import vault
     from transforms.ingest import pseudonym
 
-    pseudonym.write_key(arguments.file)
+    (vault.add_key if arguments.encryption else pseudonym.write_key)(arguments.file)
+
+
+def _rotate(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import rotate
+
+    print("\n".join(rotate.run(_own_flags_only(arguments, flags))))
+
+
+def _forget(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import config, forget
+
+    job = _own_flags_only(arguments, flags)
+    # Never as a flag: those are in the shell's history, and whoever has an account sees them while the command runs.
+    try:
+        given = sys.stdin.buffer.read() if arguments.ids is None else arguments.ids.read_bytes()
+        ids = given.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise config.JobFileError(f"--ids {arguments.ids or '(standard input)'}: can't be read ({reason}).") from error
+    print("\n".join(forget.run(job, ids)))
+
+
+def _letters(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import rotate
+
+    for letter in rotate.show(_own_flags_only(arguments, flags), arguments.attempt):
+        print(letter)
 
 
 def _synth(arguments: argparse.Namespace, flags: list[str]) -> None:

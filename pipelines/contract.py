@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from data import book, files, ledger, periods, state, store
+from data import book, files, ledger, periods, state, store, vault
 from pipelines import config
 from transforms.ingest import pseudonym
 from transforms.privacy import filter as privacy_filter
@@ -38,6 +38,15 @@ def ledger_url(job: config.Job) -> str:
 def book_path(job: config.Job) -> files.Name:
     """Returns privacy.book, a path or a URL, or the default: a directory beside the ledger's file."""
     return job.privacy.book or Path(ledger_url(job).partition("sqlite:///")[2] + ".book")
+
+
+def open_book(job: config.Job) -> book.Book:
+    """Opens the job's contribution book.
+
+    Raises:
+        vault.VaultError: privacy.encryption_key_file can't be used.
+    """
+    return book.Book(book_path(job), vault.read(job.privacy.encryption_key_file))
 
 
 def source_fingerprint(job: config.Job) -> str:
@@ -163,7 +172,7 @@ def close(job: config.Job, period: str) -> None:
     kept.close(job.job.data_set, period)
     for series in kept.series(job.job.data_set):
         if series["period"] == period:
-            book.Book(book_path(job)).delete(series["series_id"])
+            open_book(job).delete(series["series_id"])
 
 
 def history(job: config.Job) -> Iterator[str]:
@@ -227,7 +236,7 @@ def _verify_book(job: config.Job, series: dict[str, Any]) -> None:
     if not booked or series["is_closed"]:
         return
     most = series["max_windows_contributed"]
-    for spent in book.Book(book_path(job)).spent(series["series_id"], booked[-1]["number"], booked[-1]["digest"]):
+    for spent in open_book(job).spent(series["series_id"], booked[-1]["number"], booked[-1]["digest"]):
         if over := pc.sum(pc.greater(spent["units"], most)).as_py():
             raise ledger.LedgerError(f"the contribution book lets {over} user(s) into more than {most} windows.")
 

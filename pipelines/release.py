@@ -17,13 +17,14 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 
-from data import book, errors, files, ledger, store, tables
-from pipelines import asking, config, contract, engine, plan, source
+from data import book, errors, files, ledger, store, tables, vault
+from pipelines import asking, config, contract, engine, plan, retention, source
 from runners import direct
 from transforms import bounding
 from transforms.ingest import decode, sources
@@ -53,7 +54,7 @@ def build(
     users = read.users
     if request.series is not None:
         users, grants = users | "AdmitUsers" >> admission.AdmitUsers(
-            str(contract.book_path(job)), planned.ledger_url, grants, group.directory
+            contract.open_book(job), planned.ledger_url, grants, group.directory
         )
     if job.is_trending:
         released, reports = _short(users, planned, grants)
@@ -73,10 +74,10 @@ def read_and_reserve(
     """Wires what every release begins with: reads events, keeps dead letters for the operator, and asks the ledger."""
     job, store_path = planned.job, str(planned.job.job.store)
     read = found.read(root, group)
-    _ = read.dead_letters | "WriteDeadLetters" >> beam.io.WriteToText(
-        files.join(store.Store(store_path).operator("dead_letters"), planned.attempt),
-        file_name_suffix=".jsonl",
-        shard_name_template="",
+    keys = vault.read(job.privacy.encryption_key_file)
+    letters = read.dead_letters | "EncryptDeadLetters" >> beam.Map(keys.seal_line).with_output_types(str)
+    _ = letters | "WriteDeadLetters" >> beam.io.WriteToText(
+        store.Store(store_path).letters(planned.attempt), shard_name_template=""
     )
     is_reading = isinstance(found, source.Source)
     asked = grant.Asked(
@@ -137,10 +138,12 @@ def run(
         errors.RefusedError: too many rows are malformed.
         errors.NothingThereError: it is of a short window, and no items are known yet.
         engine.EngineError: Flink failed; the same run again goes on.
-        catalogue.CatalogueError, config.JobFileError, and what `source.find` raises: bad input.
+        catalogue.CatalogueError, config.JobFileError, vault.VaultError, and what `source.find` raises: bad input.
     """
     account = contract.open_ledger(job)
     with leased(job, account) as (kept, held):
+        if job.window.size == "all":  # of windows once a run: `settle`
+            retention.expire(job, kept, account)
         release_id = _run(job, account, kept, held, beam_flags, allow_another, span, find)
         source.deliver(job, kept, account)
         return release_id
@@ -210,8 +213,9 @@ def settle(job: config.Job) -> list[set[tuple[dt.datetime, dt.datetime]]]:
         if account.contract(job.job.data_set):
             kept.settle(releases)
             for series in account.series(job.job.data_set):
-                _prune(book.Book(contract.book_path(job)), series)
+                _prune(contract.open_book(job), series)
             source.deliver(job, kept, account)
+        retention.expire(job, kept, account)
     done: list[set[tuple[dt.datetime, dt.datetime]]] = []
     there = kept.release_ids()
     for part in job.parts:
@@ -251,6 +255,32 @@ def leased(job: config.Job, account: ledger.Ledger) -> Iterator[tuple[store.Stor
             is_over.set()
             renewing.join()
             account.renew(name, fence, 0)
+
+
+def expire(job: config.Job) -> None:
+    """Deletes what is older than the job's retention.
+
+    Raises:
+        errors.AlreadyReleasedError: another run has the job in hand.
+    """
+    account = contract.open_ledger(job)
+    with leased(job, account) as (kept, _):
+        retention.expire(job, kept, account)
+
+
+@contextlib.contextmanager
+def alone(job: config.Job) -> Iterator[tuple[store.Store, Path | None]]:
+    """Keeps runs and streams of this job away; yields the store, and where a stream leaves its files (None: nowhere).
+
+    Raises:
+        errors.AlreadyReleasedError: there is one.
+    """
+    with leased(job, contract.open_ledger(job)) as (kept, _):
+        if files.is_url(kept.place):
+            yield kept, None
+            return
+        with kept.streaming(goes_on=True) as directory:
+            yield kept, directory
 
 
 def _prune(kept: book.Book, series: dict[str, Any]) -> None:
@@ -332,7 +362,7 @@ def execute(
     record = kept.run_record(planned.attempt)
     if record["refused"]:
         kept.discard(planned.attempt)
-        _raise_refusal(record, files.join(kept.operator("dead_letters"), f"{planned.attempt}.jsonl"))
+        _raise_refusal(record, kept.letters(planned.attempt))
     log.info("rows by outcome (operator side): %s", record["outcomes"])
     return str(record["release_id"])
 
@@ -384,7 +414,7 @@ def _raise_refusal(record: dict[str, Any], dead_letters: str) -> None:
         raise ledger.BudgetRefusedError(refused)
     if exit_code == errors.AlreadyReleasedError.exit_code:
         raise errors.AlreadyReleasedError(refused)
-    raise errors.RefusedError(f"{refused} Dead letters: {dead_letters}")
+    raise errors.RefusedError(f"{refused} Dead letters (`sottovoce letters` shows them): {dead_letters}")
 
 
 def _check_memory(job: config.Job, items: pa.Array | None) -> None:

@@ -168,12 +168,16 @@ class PrivacySection(_Section):
     expected_users: Annotated[Positive, Field(le=2**26)]
     allow_large_delta: bool = False
     key_file: Path | None = None
+    encryption_key_file: Path | None = None
+    retention: Duration | None = None
     opt_out: Path | None = None
 
     @pydantic.model_validator(mode="after")
     def _no_key_in_the_file(self) -> "PrivacySection":
-        if self.key_file and re.fullmatch("[0-9a-fA-F]{32,}", self.key_file.name):
-            raise ValueError("key_file must name a file that holds the key, not be the key")
+        for name in ("key_file", "encryption_key_file"):
+            given = getattr(self, name)
+            if given and re.fullmatch("(aes256:)?[0-9a-fA-F]{32,}", given.name):
+                raise ValueError(f"{name} must name a file that holds the key, not be the key")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -2,13 +2,15 @@
 
 import datetime as dt
 import logging
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 
-from data import catalogue, files, ledger, store
+from data import catalogue, files, ledger, store, vault
 from pipelines import config, sections
 from transforms import bounding, spill
 from transforms.ingest import (
@@ -71,11 +73,16 @@ class Source(NamedTuple):
 
 
 class ClosedWindow(NamedTuple):
-    """A window that a stream has read and grouped; as Source, but for the opt-outs, which came meanwhile."""
+    """A window that a stream has read and grouped; as Source, but for the opt-outs, which came meanwhile.
+
+    Attributes:
+        keys: by which its dead letters are encrypted.
+    """
 
     closed: stream.Closed
     key: bytes
     opt_outs: pa.Array | None
+    keys: vault.Vault
 
     @property
     def parts(self) -> Sequence[Any]:
@@ -105,7 +112,9 @@ class ClosedWindow(NamedTuple):
             root
             | "LetterFiles" >> beam.Create(self.closed.letters)
             | "Letters"
-            >> beam.FlatMap(stream.letters_without, {each.hex() for each in left_out.to_pylist()}).with_output_types(str)
+            >> beam.FlatMap(stream.letters_without, {each.hex() for each in left_out.to_pylist()}, self.keys).with_output_types(
+                str
+            )
         )
         return Read(grouped, users, outcomes, letters)
 
@@ -188,7 +197,7 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
         directory: where dead letters wait.
 
     Raises:
-        formats.SchemaError, pseudonym.PseudonymKeyError, and what `load_catalogue` raises: bad input.
+        formats.SchemaError, pseudonym.PseudonymKeyError, vault.VaultError, and what `load_catalogue` raises: bad input.
     """
     kafka, _ = _of_topic(job)
     windows = [part.window for part in job.parts]
@@ -212,6 +221,7 @@ def stream_reader(job: config.Job, ended: dt.datetime, directory: str) -> stream
         seen_until,
         directory,
         kafka.allow_create_time,
+        vault.read(job.privacy.encryption_key_file),
     )
 
 
@@ -275,29 +285,46 @@ def deliver(job: config.Job, kept: store.Store, account: ledger.Ledger) -> None:
 
     Raises:
         kafka_client.KafkaError: the broker refuses; the next run tries again.
+        vault.VaultError: the letters can't be decrypted.
     """
     # Short windows read the same messages once more.
     if job.kafka is None or job.is_trending:
         return
-    waiting = []
-    for release in reversed(published(job, account)):
-        record = kept.find_run_record(release["attempt"])
-        if record is None or record.get("is_delivered"):
-            break
-        waiting.append((release, record))
-    for release, record in reversed(waiting):
+    for release, record in unsent(job, kept, account):
         stops: dict[str, dict[int, int]] = {}
         for path, offsets in record["source"].items():
             topic, _, partition = path.rpartition("/")
             stops.setdefault(topic, {})[int(partition)] = int(offsets.partition("-")[2])
         group = job.kafka.group or f"sottovoce-{job.job.name}"
-        letters = files.join(kept.operator("dead_letters"), f"{release['attempt']}.jsonl")
         sent = dead_letters.send(
-            job.kafka.connection, job.kafka.dead_letters, job.kafka.late, group, stops, release["reserved_at"], letters
+            job.kafka.connection,
+            job.kafka.dead_letters,
+            job.kafka.late,
+            group,
+            stops,
+            release["reserved_at"],
+            kept.letters(release["attempt"]),
+            vault.read(job.privacy.encryption_key_file),
         )
         kept.add_to_run_record(release["attempt"], {"is_delivered": True})
         if sent:
             log.info("sent %d dead or late messages to their topics", sent)
+
+
+def unsent(job: config.Job, kept: store.Store, account: ledger.Ledger) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns what the whole job has published from its topic and not delivered yet: releases and run records, oldest first."""
+    waiting: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    if job.kafka is None:
+        return waiting
+    ours = (job.job.whole, ledger.PUBLISHED)
+    for release in reversed(account.releases(job.job.data_set)):
+        if (release["job"], release["status"]) != ours:
+            continue
+        record = kept.find_run_record(release["attempt"])
+        if record is None or record.get("is_delivered"):
+            break
+        waiting.append((release, record))
+    return waiting[::-1]
 
 
 def event_rules(job: config.Job, now: dt.datetime, earlier: decode.Earlier | None = None) -> decode.EventRules:
@@ -343,6 +370,39 @@ def _opt_out_file(job: config.Job) -> set[str]:
         ) from error
     # An id may have spaces around it, and so may a line: whoever either names stays out.
     return {id_ for line in lines for id_ in (line, line.strip()) if id_}
+
+
+def opt_out(job: config.Job, privacy_ids: Collection[str]) -> int:
+    """Adds ids to the job's file of opt-outs and to its consent topic; returns how many weren't in all that it has of these.
+
+    Raises:
+        config.JobFileError, kafka_client.KafkaError: one of them can't be used, or the job has neither.
+    """
+    path, topic = job.privacy.opt_out, None if job.kafka is None else job.kafka.consent
+    if path is None and topic is None:
+        raise config.JobFileError(
+            "privacy.opt_out: the job has no list of opt-outs, so the user's next event would count. Set it to a file, even an "
+            "empty one, or kafka.consent to a topic."
+        )
+    added = 0
+    if path is not None:
+        new = sorted(set(privacy_ids) - _opt_out_file(job))
+        added = len(new)
+        if new:
+            _add_lines(path, new)
+    if job.kafka is not None and topic is not None:
+        added = max(added, consent.opt_out(job.kafka.connection, topic, privacy_ids))
+    return added
+
+
+def _add_lines(path: Path, ids: Sequence[str]) -> None:
+    try:
+        content = path.read_bytes()
+        content += b"" if not content or content.endswith(b"\n") else b"\n"
+        mode = stat.S_IMODE(path.stat().st_mode)
+        files.write(path.resolve(), content + "".join(f"{id_}\n" for id_ in ids).encode(), mode)
+    except OSError as error:
+        raise config.JobFileError(f"privacy.opt_out = {path}: can't be written ({error.strerror}).") from error
 
 
 def _opt_out_topic(job: config.Job) -> set[str]:

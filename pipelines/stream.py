@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.runners.runner import PipelineState
 
-from data import book, catalogue, errors, files, ledger, store
+from data import book, catalogue, errors, files, ledger, store, vault
 from pipelines import config, engine, publish, release, source, train, upgrade
 from runners import flink, flink_rest
 from transforms import bounding
@@ -32,6 +32,8 @@ _LOOK_SECONDS = 0.1
 _PARTITIONS_SECONDS = 30.0
 """How often new partitions are looked for."""
 _RESTART_SECONDS = 5.0
+_EXPIRE_SECONDS = 3600.0
+"""How often what is older than the retention is deleted."""
 _BUCKETS = 16
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 
@@ -66,7 +68,7 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
     # At the start they must be there; later they are waited for.
     source.topic_partitions(job)
     source.load_catalogue(job)
-    is_first = True
+    is_first, expired = True, time.monotonic()
     goes_on = job.runner.checkpoint_seconds is not None
     with store.Store(job.job.store).streaming(goes_on) as directory, _told() as told:
         while wanted is not None and not told:
@@ -78,6 +80,9 @@ def run(job: config.Job, beam_flags: Sequence[str] = (), until: dt.datetime | No
                             continue  # released by an earlier run
                         if not _released(job, place, number, closed, told):
                             break
+                        if time.monotonic() - expired > _EXPIRE_SECONDS:
+                            expired = time.monotonic()
+                            _expire(job)
                         wanted = next(waiting, None)
                         if wanted is None:
                             break
@@ -238,7 +243,8 @@ def _released(job: config.Job, place: int, number: int, closed: stream.Closed, t
     """
 
     def find(one: config.Job, now: dt.datetime, catalogue_ids: pa.Array | None) -> source.ClosedWindow:
-        return source.ClosedWindow(closed, pseudonym.read_key(one.privacy.key_file), source.opt_outs(one))
+        keys = vault.read(one.privacy.encryption_key_file)
+        return source.ClosedWindow(closed, pseudonym.read_key(one.privacy.key_file), source.opt_outs(one), keys)
 
     part = job.parts[place]
     window = part.window.bounds(number)
@@ -257,6 +263,14 @@ def _released(job: config.Job, place: int, number: int, closed: stream.Closed, t
             continue
         return True
     return False
+
+
+def _expire(job: config.Job) -> None:
+    """Deletes what is older than the job's retention; if it can't be now, then another time."""
+    try:
+        release.expire(job)
+    except errors.UserError as error:
+        log.error("what is older than privacy.retention has to wait: %s", error)
 
 
 def _has_new_partitions(job: config.Job, partitions: Sequence[stream.Partition]) -> bool:

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pyarrow as pa
 import pytest
 
-from data import book, events, files, ledger
+from data import book, events, files, ledger, vault
 
 PAGE = ledger.Page("series", 0, 1, 2, 1, None, None)
 
@@ -318,3 +318,67 @@ def test_deleting_a_series_leaves_the_others(place):
         kept.delete("series")
     assert {name.partition("/")[0] for name in files.names(place)} == {"other"}
     assert let_in(kept, pages[1]) == [1]
+
+
+# Encryption
+
+OLD, NEW = vault.Vault((bytes(32),)), vault.Vault((b"n" * 32, bytes(32)))
+
+
+def contents(place: str) -> dict[str, bytes]:
+    return {name: files.read(files.join(place, name)) for name in files.names(place)}
+
+
+def test_an_encrypted_book_has_the_same_names_and_says_the_same(place):
+    """So the ledger knows it under any key."""
+    plain, sealed = book.Book(files.join(place, "plain")), book.Book(files.join(place, "sealed"), OLD)
+    pages = [booked(each, PAGE, {3: [1, 2]}) for each in (plain, sealed)]
+    assert pages[0] == pages[1]
+    assert [let_in(each, pages[0]) for each in (plain, sealed)] == [[1, 2], [1, 2]]
+    found = contents(files.join(place, "sealed"))
+    assert contents(files.join(place, "plain")).keys() == found.keys()
+    assert all(content.startswith(vault.MAGIC) for content in found.values())
+    assert not any((1).to_bytes(16, "little") in content for content in found.values())
+
+
+def test_a_book_goes_on_under_a_new_key_and_rotating_frees_it_of_the_old_one(place):
+    first = booked(book.Book(place, OLD), PAGE, {3: [1, 2]})
+    kept = book.Book(place, NEW)
+    second = booked(kept, after(first, max_windows_contributed=1), {3: [1, 4]})
+    assert let_in(kept, second) == [4]
+    assert kept.rotate("series") == 2
+    assert kept.rotate("series") == 0
+    alone = book.Book(place, vault.Vault(NEW.keys[:1]))
+    assert [let_in(alone, page) for page in (first, second)] == [[1, 2], [4]]
+    with pytest.raises(vault.VaultError, match="under a key that is not in"):
+        let_in(book.Book(place, OLD), first)
+
+
+def test_a_crash_while_rotating_leaves_a_book_that_both_keys_read_and_the_next_try_ends_it(tmp_path, monkeypatch):
+    page = booked(book.Book(tmp_path, OLD), PAGE, {shard: [shard] for shard in range(4)})
+    kept, write, written = book.Book(tmp_path, NEW), files.write, []
+
+    def crash(*given):
+        if len(written) == 2:
+            raise OSError("the disk is full")
+        written.append(write(*given))
+
+    with monkeypatch.context() as full:
+        full.setattr(files, "write", crash)
+        with pytest.raises(OSError, match="disk is full"):
+            kept.rotate("series")
+    assert sum(NEW.is_current(content) for content in contents(str(tmp_path)).values()) == 2
+    assert [let_in(kept, page, shard) for shard in range(4)] == [[0], [1], [2], [3]]
+    assert kept.rotate("series") == 3
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", vault.MAGIC, vault.MAGIC + bytes(40), b"other"], ids=["empty", "cut", "other", "plain"]
+)
+def test_an_encrypted_book_that_was_changed_is_refused(tmp_path, damage):
+    kept = book.Book(tmp_path, vault.Vault((b"k" * 32,)))
+    page = booked(kept, PAGE, {3: [1]})
+    [shard] = (tmp_path / "series" / "0").glob("*.arrow")
+    shard.write_bytes(shard.read_bytes()[:-1] if damage == vault.MAGIC else damage)
+    with pytest.raises((book.BookError, vault.VaultError)):
+        let_in(kept, page)

@@ -156,7 +156,7 @@ def test_too_many_malformed_rows_exit_with_5_and_spend_nothing(here, capsys):
     assert (code, message) == (
         5,
         "sottovoce: 50.00% of the rows are malformed, more than source.max_malformed_share = 1.00%; nothing was spent. "
-        f"Dead letters: {letters}\n",
+        f"Dead letters (`sottovoce letters` shows them): {letters}\n",
     )
     assert [json.loads(line)["row"] for line in letters.read_text().splitlines()] == [2]
     assert charges() == []

@@ -93,6 +93,8 @@ def test_a_least_job_file_gets_the_defaults(path):
             "expected_users": 4000,
             "allow_large_delta": False,
             "key_file": None,
+            "encryption_key_file": None,
+            "retention": None,
             "opt_out": None,
         },
         "window": {

@@ -182,7 +182,7 @@ def test_the_database_has_every_evaluation(again, capsys):
         rows = connection.sql("select model, version, metric, k, low <= value and value <= high from evaluations").fetchall()
         assert [row[:4] for row in rows] == [
             (model, version, metric, 20)
-            for model, version in (("popularity", None), ("lightfm-hybrid", 1))
+            for model, version in (("popularity", None), ("ensemble", 1))
             for metric in asking.METRICS
         ]
         assert all(row[4] for row in rows)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
+from data import vault
 from pipelines import cli, config, release, source, status, stream
 from runners import direct
 from tests.pipelines import topics
@@ -207,10 +208,12 @@ def test_a_window_has_the_items_and_the_users_that_there_are_when_it_closes(brok
 def test_letters_of_those_who_have_opted_out_since_go_no_further(tmp_path):
     key = bytes(32)
     ann, bob = (each.as_py().hex() for each in pseudonym.pseudonymise(pa.array(["ann", "bob"]), key))
-    (tmp_path / "a").write_text(f'{ann} {{"reason": "late"}}\n{bob} {{"reason": "bob"}}\n {{"reason": "nobody"}}\n')
+    keys = vault.Vault((key,))
+    waiting = [f'{ann} {{"reason": "late"}}', f'{bob} {{"reason": "bob"}}', ' {"reason": "nobody"}']
+    (tmp_path / "a").write_text("".join(f"{keys.seal_line(letter)}\n" for letter in waiting))
     closed = ingest.Closed([], {}, {"ok": 1}, [str(tmp_path / "a")])
     with beam.Pipeline(options=direct.options([])) as root:
-        found = source.ClosedWindow(closed, key, pa.array(["ann"])).read(
+        found = source.ClosedWindow(closed, key, pa.array(["ann"]), keys).read(
             root, bounding.GroupByUser(1, {"view": 1.0}, str(tmp_path))
         )
         assert_that(found.dead_letters, equal_to(['{"reason": "bob"}', '{"reason": "nobody"}']))

@@ -12,7 +12,7 @@ import pytest
 from kafka import admin as acl
 
 from data import database, errors, store, tables
-from pipelines import cli, config, evaluate_private, release, train
+from pipelines import cli, config, evaluate_private, forget, release, train
 from pipelines import kafka as job_topics
 from runners import kafka
 from tests.pipelines import example, topics
@@ -262,6 +262,23 @@ def test_letters_of_a_run_that_crashed_are_sent_once_by_the_next(broker, tmp_pat
     assert len(topics.read(broker, f"{topic}.dead")) == 1
 
 
+def test_letters_that_are_not_sent_yet_outlast_the_retention(broker, tmp_path, monkeypatch):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS, "--privacy.retention=1s")
+    topics.send(broker, topic, [{"value": b"{", "timestamp_ms": topics.milliseconds("2025-01-01T12:00")}])
+    with monkeypatch.context() as crashing:
+        crashing.setattr(dead_letters, "send", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(release.run_until(job, until(2, 1)))
+    time.sleep(1.1)
+    release.expire(job)
+    list(release.run_until(job, until(2, 1)))
+    assert len(topics.read(broker, f"{topic}.dead")) == 1
+    time.sleep(1.1)
+    release.expire(job)
+    assert store.Store(job.job.store).letter_files() == {}
+
+
 def test_late_events_are_counted_once_each_and_count_for_nothing(broker, tmp_path):
     path, topic = topics.write_job(tmp_path, broker)
     job = topics.load(path, *DAYS)
@@ -284,6 +301,22 @@ def test_an_opt_out_takes_effect_in_every_window_not_yet_released(broker, tmp_pa
     topics.send(broker, topic, map(topics.message, sent))
     list(release.run_until(job, until(2, 1)))
     topics.send(broker, f"{topic}.consent", [{"key": b"ann", "value": OPT_OUT}])
+    list(release.run_until(job, until(3, 1)))
+    assert [found[("a", "view")] for found in figures(job)] == [(2, 2), (1, 1)]
+
+
+def test_who_is_forgotten_is_opted_out_by_the_topic_and_goes_from_letters_of_text(broker, tmp_path):
+    path, topic = topics.write_job(tmp_path, broker)
+    job = topics.load(path, *DAYS)
+    sent = [view(user, "a", "", f"2025-01-0{day}T12:00", f"2025-01-0{day}T12:00") for user in ("ann", "bob") for day in (1, 2)]
+    topics.send(broker, topic, map(topics.message, sent))
+    at = topics.milliseconds("2025-01-01T13:00")
+    topics.send(broker, topic, ({"value": b'{"privacy_id": "%s"' % user, "timestamp_ms": at} for user in (b"ann", b"bob")))
+    list(release.run_until(job, until(2, 1)))
+    done = forget.run(job, ["ann"])
+    assert done[0].startswith("opted out: 1 of 1")
+    assert done[1].startswith("deleted: 1 dead letter(s)")
+    assert done[-1].startswith("not reached: the broker's topics, until their retention")
     list(release.run_until(job, until(3, 1)))
     assert [found[("a", "view")] for found in figures(job)] == [(2, 2), (1, 1)]
 

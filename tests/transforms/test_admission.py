@@ -31,6 +31,11 @@ class Place(typing.NamedTuple):
     book_path: str
     directory: str | None
 
+    @property
+    def book(self) -> book.Book:
+        """The book there."""
+        return book.Book(self.book_path)
+
     def pages(self) -> list[str | None]:
         """The digests that the ledger knows."""
         return [page["digest"] for each in ledger.Ledger(self.ledger_url).series("shop") for page in each["pages"]]
@@ -39,7 +44,7 @@ class Place(typing.NamedTuple):
         """Whom the book has by the newest page."""
         [series] = ledger.Ledger(self.ledger_url).series("shop")
         newest = series["pages"][-1]
-        tables = book.Book(self.book_path).spent(series["series_id"], newest["number"], newest["digest"])
+        tables = self.book.spent(series["series_id"], newest["number"], newest["digest"])
         return sorted(user for table in tables for user in table["privacy_id"].to_pylist())
 
 
@@ -89,7 +94,7 @@ def run(place: Place, grants: list[ledger.Grant], users: list[str]) -> Outcome:
             given = pipeline | "Grants" >> beam.Create(grants)
             batches = pipeline | "Events" >> beam.Create([encoded(did, bounding.BUCKET_EVENTS)] if did else [])
             grouped = batches | bounding.GroupByUser(book.SHARDS, WEIGHTS, place.directory)
-            admitted = grouped | admission.AdmitUsers(place.book_path, place.ledger_url, given, place.directory)
+            admitted = grouped | admission.AdmitUsers(place.book, place.ledger_url, given, place.directory)
             _ = admitted.users | "Keep" >> beam.Map(keep)
             _ = admitted.grants | "Note" >> beam.Map(note)
         found = [[line.split() for line in path.read_text().splitlines()] if path.exists() else [] for path in (rows, noted)]
@@ -144,8 +149,8 @@ def test_a_run_that_lost_the_release_gets_no_leave_and_books_nothing(place):
 def test_a_retry_after_a_crash_before_the_page_was_booked_lets_in_whoever_is_there_now(place):
     """Of the first attempt's answer nothing was used."""
     first = granted(place, 0)
-    written = list(admission.admit(contributions(("ann", "a")), [first], place.book_path))
-    book.Book(place.book_path).finish(first.page, dict(written))
+    written = list(admission.admit(contributions(("ann", "a")), [first], place.book))
+    place.book.finish(first.page, dict(written))
     again = granted(place, 0, attempt="second")
     assert run(place, [again], ["bob", *CROWD]) == (rows_of("bob", *CROWD), [(again.release_id, booked("bob", *CROWD))])
 
@@ -161,8 +166,8 @@ def test_a_retry_after_the_page_was_booked_has_the_same_users(place):
 
 def finished(place: Place, grant: ledger.Grant, *buckets: pa.Table | spill.Part) -> list[ledger.Grant]:
     """The grant, once the page with these buckets' users is booked."""
-    written = [pair for bucket in buckets for pair in admission.admit(bucket, [grant], place.book_path)]
-    return list(admission.finish_page(written, [grant], place.book_path, place.ledger_url))
+    written = [pair for bucket in buckets for pair in admission.admit(bucket, [grant], place.book)]
+    return list(admission.finish_page(written, [grant], place.book, place.ledger_url))
 
 
 @with_and_without_files
@@ -170,7 +175,7 @@ def test_a_bucket_whose_users_are_all_let_in_stays_where_it_is(place, tmp_path, 
     place = spilling(place, tmp_path, has_files)
     rows = contributions(("ann", "a"), ("ann", "b"))
     bucket = spill.write(place.directory, [rows])[0] if has_files else rows
-    [kept] = admission.keep(bucket, finished(place, granted(place, 0), bucket), place.book_path, place.directory)
+    [kept] = admission.keep(bucket, finished(place, granted(place, 0), bucket), place.book, place.directory)
     assert kept is bucket
 
 
@@ -178,9 +183,9 @@ def test_rows_that_come_when_a_step_is_done_again_are_used_of_booked_users_alone
     """As when a source has changed since the step was done first."""
     first, grant = contributions(("ann", "a")), granted(place, 0)
     bookings = finished(place, grant, first)
-    assert list(admission.admit(contributions(("bob", "a")), [grant], place.book_path)) != []
-    assert list(admission.keep(contributions(("bob", "a")), bookings, place.book_path, None)) == []
-    assert list(admission.keep(first, bookings, place.book_path, None)) == [first]
+    assert list(admission.admit(contributions(("bob", "a")), [grant], place.book)) != []
+    assert list(admission.keep(contributions(("bob", "a")), bookings, place.book, None)) == []
+    assert list(admission.keep(first, bookings, place.book, None)) == [first]
 
 
 def test_an_attempt_that_wakes_up_late_changes_nothing(place):
@@ -190,14 +195,14 @@ def test_an_attempt_that_wakes_up_late_changes_nothing(place):
     with pytest.raises(errors.AlreadyReleasedError):
         finished(place, stale, contributions(("ann", "a"), ("ann", "b")), contributions(("bob", "a")))
     assert place.users() == booked("ann")
-    assert list(admission.keep(rows, bookings, place.book_path, None)) == [rows]
+    assert list(admission.keep(rows, bookings, place.book, None)) == [rows]
 
 
 def test_a_booked_page_is_written_no_more(place):
     rows = contributions(("ann", "a"))
     finished(place, granted(place, 0), rows)
     again = granted(place, 0, attempt="second")
-    assert list(admission.admit(contributions(("bob", "a")), [again], place.book_path)) == []
+    assert list(admission.admit(contributions(("bob", "a")), [again], place.book)) == []
     [booking] = finished(place, again, contributions(("bob", "a")))
     assert booking == again
     assert place.users() == booked("ann")
@@ -213,9 +218,9 @@ def test_buckets_that_share_a_shard_are_refused(place):
 def test_a_grant_outside_any_series_admits_nobody(place, step):
     grant, rows = dataclasses.replace(granted(place, 0), page=None), contributions(("ann", "a"))
     steps = {
-        "admit": lambda: admission.admit(rows, [grant], place.book_path),
-        "finish_page": lambda: admission.finish_page([], [grant], place.book_path, place.ledger_url),
-        "keep": lambda: admission.keep(rows, [grant], place.book_path, None),
+        "admit": lambda: admission.admit(rows, [grant], place.book),
+        "finish_page": lambda: admission.finish_page([], [grant], place.book, place.ledger_url),
+        "keep": lambda: admission.keep(rows, [grant], place.book, None),
     }
     with pytest.raises(ValueError, match="the grant is for a release that is not of a series"):
         list(steps[step]())
@@ -226,5 +231,5 @@ def test_a_book_in_an_object_store_lets_users_in(place, bucket):
     place = place._replace(book_path=files.join(bucket, "book"), directory=files.join(bucket, "spill"))
     parts = spill.write(place.directory, [contributions(("ann", "a"))])
     [booking] = finished(place, granted(place, 0), *parts)
-    assert list(admission.keep(parts[0], [booking], place.book_path, place.directory)) == parts
+    assert list(admission.keep(parts[0], [booking], place.book, place.directory)) == parts
     assert place.users() == booked("ann")

@@ -46,3 +46,14 @@ def test_a_statement_that_names_nobody_is_an_error(broker, topic, key):
     topics.send(broker, topic, [{"key": b"ann", "value": OUT}, {"key": key, "value": OUT}])
     with pytest.raises(kafka_client.KafkaError, match=f"offset 1 of {topic}/0 .* names nobody"):
         consent.opted_out(topics.connection(broker), topic)
+
+
+def test_opting_out_is_stated_once_whatever_the_id_looks_like(broker, topic):
+    connection, ids = (
+        topics.connection(broker),
+        {"ann", " b ", '{"privacy_id": "x"}', '{"schema": 1, "payload": null}', "7", "Zoë"},
+    )
+    topics.send(broker, topic, [{"key": b"ann", "value": OUT}, {"key": b"7", "value": IN}])
+    assert consent.opt_out(connection, topic, ids) == 5
+    assert consent.opt_out(connection, topic, ids) == 0
+    assert consent.opted_out(connection, topic) == ids

@@ -5,8 +5,9 @@ as the `after` of a change-data-capture envelope (before, after, op), each maybe
 value, or with a deleted row, there is no opt-out. A statement that can't be understood counts as one.
 """
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from transforms.ingest import changes, kafka_client, topics
 
@@ -38,6 +39,27 @@ def opted_out(connection: kafka_client.Connection, topic: str) -> set[str]:
     if not_understood:
         log.warning("%d message(s) of %s are not understood and count as opt-outs", not_understood, topic)
     return {id_ for id_, is_out in newest.items() if is_out}
+
+
+def opt_out(connection: kafka_client.Connection, topic: str, privacy_ids: Collection[str]) -> int:
+    """States that these ids have opted out, unless the topic says so; returns of how many it didn't.
+
+    Raises:
+        kafka_client.KafkaError: it can't be read, or not be written to.
+    """
+    new = sorted(set(privacy_ids) - opted_out(connection, topic))
+    if new:
+        kafka_client.partitions(connection, topic, "WRITE")
+        with kafka_client.producer(connection) as client:
+            stated = json.dumps({"opted_out": True}).encode()
+            kafka_client.send(client, topic, ({"key": _key(id_), "value": stated} for id_ in new))
+    return len(new)
+
+
+def _key(privacy_id: str) -> bytes:
+    """A message's key for an id: the id, or where that would be read as JSON of another, JSON."""
+    text = privacy_id.encode()
+    return text if _id(text) == privacy_id else json.dumps({"privacy_id": privacy_id}).encode()
 
 
 def _id(key: bytes | None) -> str | None:

@@ -5,7 +5,6 @@ letters were sent last, also to a run after a crash; lag tools read them too.
 """
 
 import base64
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import kafka
 from kafka import structs
 
-from data import files
+from data import files, vault
+from data import letters as letter_files
 from transforms.ingest import decode, kafka_client
 
 _TRANSACTION_MS = 600_000
@@ -28,6 +28,7 @@ def send(
     stops: Mapping[str, Mapping[int, int]],
     mark: str,
     letters: files.Name,
+    keys: vault.Vault,
 ) -> int:
     """Sends a release's letters, unless it was done before, and commits what was read; returns how many were sent.
 
@@ -37,6 +38,7 @@ def send(
         stops: by topic and partition, the offset after the last that was read.
         mark: of the release, greater as a text than those of the group's releases before.
         letters: a file of JSON lines as `topics` makes them.
+        keys: by which these are encrypted.
 
     Raises:
         kafka_client.KafkaError: the broker refuses.
@@ -59,7 +61,7 @@ def send(
         if _last_mark(connection, group, list(offsets)) >= mark:
             return 0
         client.begin_transaction()
-        sent = sum(kafka_client.send(client, topic, _messages(letters, are_late)) for topic, are_late in wanted)
+        sent = sum(kafka_client.send(client, topic, _messages(letters, keys, are_late)) for topic, are_late in wanted)
         client.send_offsets_to_transaction(offsets, group)
         client.commit_transaction()
     return sent
@@ -72,10 +74,9 @@ def _last_mark(connection: kafka_client.Connection, group: str, places: Sequence
     return max((found.metadata for found in committed if found is not None), default="")
 
 
-def _messages(letters: files.Name, are_late: bool) -> Iterator[dict[str, Any]]:
-    with files.open_file(letters) as file, io.TextIOWrapper(file, encoding="utf-8") as lines:
-        found = map(json.loads, lines)
-        yield from (_message(letter) for letter in found if (letter["reason"] == decode.LATE) == are_late)
+def _messages(letters: files.Name, keys: vault.Vault, are_late: bool) -> Iterator[dict[str, Any]]:
+    found = map(json.loads, letter_files.read(letters, keys))
+    return (_message(letter) for letter in found if (letter["reason"] == decode.LATE) == are_late)
 
 
 def _message(letter: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from apache_beam.io import restriction_trackers, watermark_estimators
 from apache_beam.transforms import window
 from apache_beam.utils import timestamp
 
-from data import store
+from data import letters, store, vault
 from transforms import bounding, spill, workers
 from transforms.ingest import decode, events, formats, kafka_client, topics
 
@@ -188,6 +188,7 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
         seen_until: for each length, what arrived by then was reported before this stream began.
         directory: for dead letters.
         allow_create_time: as topics.ranges.
+        keys: by which dead letters are encrypted.
     """
 
     def __init__(
@@ -199,9 +200,10 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
         seen_until: Sequence[dt.datetime | None],
         directory: str,
         allow_create_time: bool,
+        keys: vault.Vault,
     ):
         super().__init__(decoding)
-        self.clock = clock
+        self.clock, self._keys = clock, keys
         self._connection, self._form = connection, form
         self._seen_until = [0 if seen is None else topics.milliseconds(seen) for seen in seen_until]
         self._directory, self._allow_create_time = directory, allow_create_time
@@ -329,7 +331,7 @@ class ReadTopicForever(events.DecodeBatches, beam.RestrictionProvider):
             return None
         path = Path(self._directory) / f"{uuid.uuid4().hex}.letters"
         path.touch(mode=0o600)
-        path.write_text("".join(f"{letter}\n" for letter in letters))
+        path.write_text("".join(f"{self._keys.seal_line(letter)}\n" for letter in letters))
         return str(path)
 
     def _under(self, tag: str, length: int, number: int, value: Any) -> beam.pvalue.TaggedOutput:
@@ -459,13 +461,16 @@ def _signed(letters: Iterable[str], authors: pa.Array) -> Iterator[str]:
     )
 
 
-def letters_without(path: str, left_out: Collection[str]) -> Iterator[str]:
-    """Yields the letters of such a file, but for those of these pseudonyms."""
-    with Path(path).open(encoding="utf-8") as lines:
-        for line in lines:
-            author, _, letter = line.rstrip("\n").partition(" ")
-            if author not in left_out:
-                yield letter
+def letters_without(path: str, left_out: Collection[str], keys: vault.Vault) -> Iterator[str]:
+    """Yields the letters of such a file, but for those of these pseudonyms.
+
+    Raises:
+        vault.VaultError: as data.letters.read.
+    """
+    for signed in letters.read(path, keys):
+        author, _, letter = signed.partition(" ")
+        if author not in left_out:
+            yield letter
 
 
 def _events(length: int) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 
-from data import book, errors, files, ledger
+from data import book, errors, ledger
 from transforms import bounding, codes, spill, threads
 from transforms.release.grant import TAKEN_OVER
 
@@ -24,18 +24,18 @@ class Admitted(NamedTuple):
     grants: beam.PCollection[ledger.Grant]
 
 
-def admit(bucket: pa.Table | spill.Part, grants: Iterable[ledger.Grant], book_path: files.Name) -> Iterator[tuple[int, str]]:
+def admit(bucket: pa.Table | spill.Part, grants: Iterable[ledger.Grant], kept: book.Book) -> Iterator[tuple[int, str]]:
     """Writes down whom of a bucket's users the book lets in; yields shard and digest. Nothing if the page was booked before."""
     for grant in grants:
         page = _page(grant)
         if page.digest is None:
             users = codes.values(spill.read(bucket), "privacy_id")
             shard = bounding.bucket_of(users, book.SHARDS)
-            yield shard, book.Book(book_path).admit(page, shard, users)
+            yield shard, kept.admit(page, shard, users)
 
 
 def finish_page(
-    written: Sequence[tuple[int, str]], grants: Iterable[ledger.Grant], book_path: files.Name, ledger_url: str
+    written: Sequence[tuple[int, str]], grants: Iterable[ledger.Grant], kept: book.Book, ledger_url: str
 ) -> Iterator[ledger.Grant]:
     """Yields the grants with their page, once the ledger has it.
 
@@ -49,20 +49,20 @@ def finish_page(
         raise ValueError("AdmitUsers: a shard's users are in several buckets.")
     for grant in grants:
         page = _page(grant)
-        digest = book.Book(book_path).finish(page, dict(written))
+        digest = kept.finish(page, dict(written))
         if not ledger.Ledger(ledger_url).book(grant.release_id, grant.fence, digest):
             raise errors.AlreadyReleasedError(TAKEN_OVER)
         yield dataclasses.replace(grant, page=dataclasses.replace(page, digest=digest))
 
 
 def keep(
-    bucket: pa.Table | spill.Part, booked: Iterable[ledger.Grant], book_path: files.Name, directory: str | None
+    bucket: pa.Table | spill.Part, booked: Iterable[ledger.Grant], kept: book.Book, directory: str | None
 ) -> Iterator[pa.Table | spill.Part]:
     """Yields a bucket's CONTRIBUTIONS without the users whom the booked page keeps out; nothing where nobody is left."""
     for grant in booked:
         rows = spill.read(bucket)
         users = codes.values(rows, "privacy_id")
-        let_in = book.Book(book_path).admitted(_page(grant), bounding.bucket_of(users, book.SHARDS), users)
+        let_in = kept.admitted(_page(grant), bounding.bucket_of(users, book.SHARDS), users)
         yield from bounding.keep_users(bucket, rows, let_in, directory)
 
 
@@ -78,13 +78,13 @@ class AdmitUsers(beam.PTransform):
     They, and `Admitted.grants`, for which noise must wait, come when all who are let in are written down.
     """
 
-    def __init__(self, book_path: files.Name, ledger_url: str, grants: beam.PCollection[ledger.Grant], directory: str | None):
+    def __init__(self, kept: book.Book, ledger_url: str, grants: beam.PCollection[ledger.Grant], directory: str | None):
         super().__init__()
-        self._book_path, self._ledger_url, self._grants, self._directory = book_path, ledger_url, grants, directory
+        self._book, self._ledger_url, self._grants, self._directory = kept, ledger_url, grants, directory
 
     def expand(self, buckets: beam.PCollection[pa.Table | spill.Part]) -> Admitted:
-        write_down = functools.partial(admit, book_path=self._book_path)
-        let_in = functools.partial(keep, book_path=self._book_path, directory=self._directory)
+        write_down = functools.partial(admit, kept=self._book)
+        let_in = functools.partial(keep, kept=self._book, directory=self._directory)
         grants = (
             buckets
             | "Admit"
@@ -93,7 +93,7 @@ class AdmitUsers(beam.PTransform):
             )
             | "AllAdmitted" >> beam.combiners.ToList()
             | "FinishPage"
-            >> beam.FlatMap(finish_page, beam.pvalue.AsIter(self._grants), self._book_path, self._ledger_url).with_output_types(
+            >> beam.FlatMap(finish_page, beam.pvalue.AsIter(self._grants), self._book, self._ledger_url).with_output_types(
                 ledger.Grant
             )
             | "Fix" >> beam.Reshuffle()
