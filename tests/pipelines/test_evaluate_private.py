@@ -290,7 +290,7 @@ def test_a_model_that_an_evaluation_finds_worse_is_not_promoted(again):
     turned = found["embeddings"]["item_id"].to_pylist()[::-1]
     found["embeddings"] = found["embeddings"].set_column(0, tables.EMBEDDINGS.field(0), pa.array(turned))
     kept.add_model(found, good.manifest)
-    recalls = evaluate_private.run(job, n_older=1).metrics["recall"]
+    recalls = evaluate_private.run(job, k=3, n_older=1).metrics["recall"]
     publish.run(job)
     [first, second] = registry.described(job)
     assert (first["state"], second["why"]) == ("active", "refused: evaluation")

@@ -15,7 +15,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 
-from data import ledger, store, tables
+from data import ledger, store, tables, vault
 from pipelines import asking, evaluate_private, release, source, stream
 from tests.pipelines import example, graph, topics
 from tests.pipelines.example import load, view, write_job
@@ -60,7 +60,7 @@ def of_closed(directory, *flags, part=0, opt_outs=None):
     closed = ingest.Closed([spill.Part("closed.arrow", 0)], {"events/0": 1}, {"ok": 1}, ["closed.letters"])
 
     def find(one, now, catalogue_ids):
-        return source.ClosedWindow(closed, pseudonym.read_key(one.privacy.key_file), opt_outs)
+        return source.ClosedWindow(closed, pseudonym.read_key(one.privacy.key_file), opt_outs, vault.Vault())
 
     return graph.built(lambda: release.run_window(job.parts[part], 0, find))
 
