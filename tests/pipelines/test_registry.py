@@ -332,6 +332,7 @@ def test_going_back_in_an_object_store_gives_the_older_file_a_new_number(in_a_bu
     assert [name[:4] for name in files.names(files.join(job.job.store, "versions"))] == ["2-2-", "4-1-"]
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_what_its_name_says_is_not_gone_back_to(in_a_bucket):
     job = in_a_bucket
     two_models(job)

@@ -151,7 +151,7 @@ def test_held_out_users_are_in_no_training_and_lose_a_fifth():
 # The command
 
 
-FLAGS = ["--users", "800", "--epsilons", "0.5", "4"]
+FLAGS = ["--model.kind=hybrid", "--model.signal=low-rank", "--users", "800", "--epsilons", "0.5", "4"]
 
 
 @pytest.fixture
