@@ -120,7 +120,8 @@ class Released(NamedTuple):
             signal = "stacked" if len(self.known) <= MOST_STACKED else "low-rank"
         scores = self.scores[self.known]
         own_features = sp.csr_matrix(self.loadings[self.known][:, :-1])
-        return signals.BY_NAME[signal](self.matrix, self.noise_sd, spectral.relative(scores, scores), own_features, rank, start)
+        noisy = signals.Noisy(self.matrix, self.noise_sd, spectral.relative(scores, scores), own_features)
+        return signals.BY_NAME[signal](noisy, rank, start)
 
     def embeddings(self, signal: str, rank: int, start: np.ndarray | None = None) -> spectral.Embeddings:
         """Returns the spectral model's embeddings of the known items. Arguments as `spectrum`."""
