@@ -5,6 +5,7 @@ EMBEDDINGS, FEATURE_EMBEDDINGS, RECOMMENDATIONS and POPULAR. The database is mad
 them (MODEL_VERSIONS, RELEASE_REPORT) and the ledger (PRIVACY_LEDGER, PRIVACY_PERIODS) alone.
 """
 
+import numpy as np
 import pyarrow as pa
 
 from data import events
@@ -163,3 +164,9 @@ RELEASE_REPORT = pa.schema(
         pa.field("text", pa.string(), nullable=False),
     ]
 )
+
+
+def vectors(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns a column of embeddings, all of one length, as a matrix, float32 (n, d); (0, 1) where there is none."""
+    joined = column.combine_chunks()
+    return joined.flatten().to_numpy().reshape(len(joined), -1) if len(joined) else np.zeros((0, 1), np.float32)

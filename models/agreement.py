@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from data import tables
 from models import hybrid, stacking, training
 
 _Z = 1.959963984540054
@@ -102,8 +103,7 @@ def vectors_in(embeddings: pa.Table, ids: list[str]) -> Vectors:
     """Returns the vectors of some items, all of which must be in a model's table (EMBEDDINGS)."""
     place = {item: row for row, item in enumerate(embeddings["item_id"].to_pylist())}
     rows = embeddings.take(pa.array([place[item] for item in ids], pa.int64()))
-    columns = (rows[name].combine_chunks().flatten().to_numpy() for name in ("embedding", "history_embedding"))
-    return Vectors(*(np.reshape(column.astype(np.float64), (len(ids), -1)) for column in columns))
+    return Vectors(*(tables.vectors(rows[name]).astype(np.float64) for name in ("embedding", "history_embedding")))
 
 
 def compare(one: Vectors, other: Vectors, split: Halves) -> Agreement:

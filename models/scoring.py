@@ -9,7 +9,6 @@ import functools
 from typing import Protocol
 
 import numpy as np
-import scipy.sparse as sp
 
 from models import ease, ranking, training
 from models import spectral as spectral_model
@@ -25,14 +24,7 @@ class Fit(Protocol):
 
 def popularity(released: training.Released, columns: np.ndarray) -> ranking.Scores:
     """The noisy scores, the same for everybody."""
-    shown = columns[: len(released.scores)]
-
-    def score(seen: sp.csr_matrix) -> np.ndarray:
-        scores = np.full(seen.shape, -np.inf)
-        scores[:, shown] = released.scores
-        return scores
-
-    return score
+    return ranking.same_for_all(released.scores, columns[: len(released.scores)])
 
 
 def content(released: training.Released, columns: np.ndarray) -> ranking.Scores:

@@ -189,14 +189,9 @@ def _earlier(ids: collections.abc.Sequence[str], before: pa.Table) -> spectral.E
     """The version before, in the order of `ids`; zeros for items that it doesn't know."""
     place = {item: row for row, item in enumerate(before["item_id"].to_pylist())}
     rows = np.array([place.get(item, -1) for item in ids], np.int64)
-    width = len(before["embedding"][0]) if before.num_rows else 1
+    sides = (tables.vectors(before[name]).astype(np.float64) for name in ("embedding", "history_embedding"))
     # Row -1 stands for items that are new.
-    sides = (np.vstack([_vectors(before[name], width), np.zeros((1, width))]) for name in ("embedding", "history_embedding"))
-    return spectral.Embeddings(*(side[rows] for side in sides))
-
-
-def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    return column.combine_chunks().flatten().to_numpy().reshape(-1, width).astype(np.float64)
+    return spectral.Embeddings(*(np.vstack([side, np.zeros((1, side.shape[1]))])[rows] for side in sides))
 
 
 def read(items: pa.Table, pairs: pa.Table, noise_sd: float, catalogue: Catalogue | None) -> Released:

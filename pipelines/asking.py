@@ -75,13 +75,8 @@ class Question:
 
 def _vectors(embeddings: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Embeddings of items to rank and of items of a history, (n, d), and biases, (n,)."""
-    item, history = (_matrix(embeddings[name]) for name in ("embedding", "history_embedding"))
+    item, history = (tables.vectors(embeddings[name]) for name in ("embedding", "history_embedding"))
     return item, history, embeddings["bias"].to_numpy()
-
-
-def _matrix(vectors: pa.ChunkedArray) -> np.ndarray:
-    joined = vectors.combine_chunks()
-    return joined.flatten().to_numpy().reshape(len(joined), -1) if len(joined) else np.zeros((0, 1), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

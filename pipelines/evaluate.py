@@ -114,7 +114,7 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
     popularity, private = _popularity(release.items, place), f"epsilon {planned.total.total_epsilon:g}"
     model = _model(job, release, public, place)
     scores = {
-        POPULARITY: lambda seen: np.tile(popularity, (seen.shape[0], 1)),
+        POPULARITY: ranking.same_for_all(popularity, np.arange(len(ids))),
         private: model.scores,
         WITHOUT_NOISE: _model(job, _release(_without_noise(planned), trained_on), public, place).scores,
     }
@@ -273,7 +273,7 @@ def _model(job: config.Job, release: _Release, public: Catalogue | None, place: 
     released = training.read(release.items, release.pairs, release.noise_sd, public)
     found = training.train(released, public, settings).embeddings
     columns = np.array([place[item] for item in found["item_id"].to_pylist()], np.int64)
-    item, history = (np.array(found[name].to_pylist(), np.float32) for name in ("embedding", "history_embedding"))
+    item, history = (tables.vectors(found[name]) for name in ("embedding", "history_embedding"))
     vectors = np.zeros((len(place), item.shape[1]), np.float32)
     vectors[columns] = item
     return _Model(ranking.fold_in(item, history, found["bias"].to_numpy(), columns), vectors)

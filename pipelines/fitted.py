@@ -53,11 +53,12 @@ def read(
         found[place[item]] = score
         if position is not None:
             known[position] = place[item]
-    own = sp.csr_matrix((len(ids), 0)) if public is None else features.of_items(ids, public).matrix
     if public is None:
         hidden = _continued(found)
         ids = [*ids, *(f"(hidden {number})" for number in range(len(hidden)))]
         found, own = np.r_[found, hidden], sp.csr_matrix((len(ids), 0))
+    else:
+        own = features.of_items(ids, public).matrix
     noise_sd = noise[budget.COOCCURRENCE] / math.sqrt(2)
     figures = world.Figures(found, noise[budget.SELECTION], known, matrix, noise_sd, own, weights, expected_users)
     return pa.array(ids, pa.string()), figures

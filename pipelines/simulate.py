@@ -194,7 +194,10 @@ def _model(
     kept = cooccurrence.kept_items(items)
     columns = {item: number for number, item in enumerate(ids.to_pylist())}
     if not len(kept):
-        return _popular(items, columns)
+        # By the released scores alone, as `recommend` does without a model.
+        return ranking.same_for_all(
+            items["score"].to_numpy(), np.array([columns[item] for item in items["item_id"].to_pylist()], np.int64)
+        )
     noise_sd = planned.mechanisms[budget.COOCCURRENCE].noise_sd
     pairs = _pairs(rows[:, [columns[item] for item in kept.to_pylist()]], noise_sd, seed)
     released = training.read(items, pairs, noise_sd / math.sqrt(2), public)
@@ -204,13 +207,6 @@ def _model(
         for each in (model.item.representation(), model.history.representation(), model.item_bias())
     )
     return ranking.fold_in(item, history, bias, np.array([columns[name] for name in released.ids]))
-
-
-def _popular(items: pa.Table, columns: dict[str, int]) -> ranking.Scores:
-    """By the released scores alone, as `recommend` does without a model."""
-    scores = np.full(len(columns), -np.inf, np.float32)
-    scores[[columns[item] for item in items["item_id"].to_pylist()]] = items["score"].to_numpy()
-    return lambda seen: np.tile(scores, (seen.shape[0], 1))
 
 
 def _key(seed: int, what: str) -> bytes:

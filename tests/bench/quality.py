@@ -180,9 +180,7 @@ def private_models(
     place = {item: column for column, item in enumerate(data.catalogue.item_ids)}
     columns = np.array([place[item] for item in released.items["item_id"].to_pylist()])
     scores = released.items["score"].to_numpy()
-    popularity = np.empty(len(columns))
-    popularity[columns] = scores
-    yield "popularity", lambda seen: np.tile(popularity, (seen.shape[0], 1))
+    yield "popularity", ranking.same_for_all(scores, columns)
     kept = len(released.matrix)
     closed = spectral.fit(released.matrix, scores[:kept], released.noise_sd)
     yield "spectral, kept items", ranking.fold_in(closed.item, closed.history, 0.0, columns[:kept])
@@ -191,7 +189,7 @@ def private_models(
         own = dataclasses.replace(settings, epochs=epochs, seed=seed)
         trained = training.train(read, data.catalogue, own).embeddings
         where = np.array([place[item] for item in trained["item_id"].to_pylist()])
-        item, history = (np.array(trained[name].to_pylist()) for name in ("embedding", "history_embedding"))
+        item, history = (tables.vectors(trained[name]) for name in ("embedding", "history_embedding"))
         yield f"{settings.kind}, {epochs} epochs", ranking.fold_in(item, history, trained["bias"].to_numpy(), where)
 
 

@@ -71,10 +71,6 @@ def train(
     return trained, time.perf_counter() - start
 
 
-def vectors(trained: training.Trained, name: str) -> np.ndarray:
-    return np.stack(trained.embeddings[name].to_numpy())
-
-
 def some_histories(items: int, rng: np.random.Generator) -> np.ndarray:
     """Of 2,000 users, 20 items each, by popularity."""
     popularity = (np.arange(items) + 10.0) ** -0.8
@@ -84,14 +80,17 @@ def some_histories(items: int, rng: np.random.Generator) -> np.ndarray:
 def error(trained: training.Trained, U: np.ndarray, rng: np.random.Generator) -> float:
     """How far 2,000 users' scores are from those by the true tastes: 1 less their mean correlation."""
     histories = some_histories(len(U), rng)
-    found = vectors(trained, "history_embedding")[histories].mean(1) @ vectors(trained, "embedding").T
+    found = (
+        tables.vectors(trained.embeddings["history_embedding"])[histories].mean(1)
+        @ tables.vectors(trained.embeddings["embedding"]).T
+    )
     true = (U[histories] / (np.linalg.norm(U, axis=1) ** 2)[histories, None]).mean(1) @ U.T
     return float(1 - np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(found, true, strict=True)]))
 
 
 def stays(first: training.Trained, second: training.Trained, rng: np.random.Generator) -> float:
     """The mean cosine between a user's vectors of two versions."""
-    old, new = (vectors(trained, "history_embedding") for trained in (first, second))
+    old, new = (tables.vectors(trained.embeddings["history_embedding"]) for trained in (first, second))
     histories = some_histories(len(old), rng)
     width = min(old.shape[1], new.shape[1])
     users = [side[:, :width][histories].mean(1) for side in (old, new)]
@@ -110,7 +109,10 @@ def main(argv: list[str]) -> None:
     public, U = catalogue(arguments.items, rng), tastes(arguments.items, rng)
     settings = dataclasses.replace(training.Settings(), rank=arguments.rank, epochs=arguments.epochs)
     first, seconds = train(window(U, arguments.noise_edge, rng), public, settings, None)
-    print(f"first window, from nothing: {seconds:.1f} s, {vectors(first, 'embedding').shape[1]} dimensions", flush=True)
+    print(
+        f"first window, from nothing: {seconds:.1f} s, {tables.vectors(first.embeddings['embedding']).shape[1]} dimensions",
+        flush=True,
+    )
     U = moved(U, arguments.moved, rng)
     second = window(U, arguments.noise_edge, rng)
     for name, before in (("from nothing", None), ("from the version before", first.embeddings)):
