@@ -22,11 +22,14 @@ _DRAWS_AT_ONCE = 1 << 22
 
 
 class Interval(NamedTuple):
-    """A mean over users, and the ends of its interval."""
+    """A mean, over users or over seeds, and the ends of its interval."""
 
     mean: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
 def recall_at_k(lists: np.ndarray, held: sp.csr_matrix) -> np.ndarray:

@@ -71,7 +71,18 @@ def by_users(met: Interactions, share: float, seed: int) -> Split:
     """
     if not 0 < share < 1:
         raise ValueError(f"by_users: share must be in (0, 1), not {share}.")
-    is_out, is_hidden = held_out(met.user, share, seed), hidden(met.user, met.item, seed)
+    return of_users(met, held_out(met.user, share, seed), seed)
+
+
+def of_users(met: Interactions, is_out: np.ndarray, seed: int) -> Split:
+    """Holds chosen users out, and hides items from them, as `by_users` does.
+
+    Args:
+        met: see Interactions.
+        is_out: the rows of those users, bool.
+        seed: of the hash that hides.
+    """
+    is_hidden = hidden(met.user, met.item, seed)
     _, place = np.unique(met.user, return_inverse=True)
     is_asked = is_out & (np.bincount(place, is_hidden) > 0)[place]
     return Split(~is_out, is_asked & ~is_hidden, is_asked & is_hidden)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from pipelines.simulate import Estimate
+from models.evaluation import Interval
 
 
 class Curve(NamedTuple):
@@ -14,7 +14,7 @@ class Curve(NamedTuple):
 
     name: str
     x: Sequence[float]
-    heights: Sequence[Estimate]
+    heights: Sequence[Interval]
 
 
 def privacy_utility(panels: Mapping[str, Sequence[Curve]], mark: float | None = None) -> bytes:

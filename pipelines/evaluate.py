@@ -386,9 +386,7 @@ def _audit_as_text(report: Report) -> Iterator[str]:
 def _shown(found: evaluation.Interval | float | None) -> str:
     if found is None:
         return "-"
-    if isinstance(found, evaluation.Interval):
-        return f"{found.mean:.4f} [{found.low:.4f}, {found.high:.4f}]"
-    return f"{found:.4f}"
+    return str(found) if isinstance(found, evaluation.Interval) else f"{found:.4f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:

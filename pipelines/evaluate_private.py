@@ -11,13 +11,13 @@ import datetime as dt
 import functools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 
 from data import errors, ledger, store, tables
-from pipelines import asking, config, contract, evaluate, plan, release, source
+from pipelines import asking, config, contract, evaluate, plan, release, sections, source
 from transforms import bounding
 from transforms.privacy import budget
 from transforms.release import commit, evaluation, holding_out
@@ -170,6 +170,15 @@ def _trained_on(kept: store.Store, model: store.Model) -> list[dict[str, Any]]:
             f"{kept.place} holds model {model.number}, but not the release {missing[0]} that it was trained on: put it back."
         )
     return [kept.manifest(release_id) for release_id in release_ids]
+
+
+def published(job: config.Job, kept: store.Store, releases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the manifests of the job's evaluations that are here, oldest first.
+
+    Args:
+        releases: the ledger's.
+    """
+    return kept.published([each for each in releases if each["job"] == job.job.name + sections.EVALUATION])
 
 
 def _window(job: config.Job, manifest: dict[str, Any]) -> tuple[int, config.Job]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from dp_accounting import gaussian_mechanism
 
 from data import database, errors, files, ledger, store, tables
-from pipelines import config, contract, evaluate_private, registry, sections, source, versions
+from pipelines import config, contract, evaluate_private, registry, source, versions
 from transforms.ingest import kafka_client
 from transforms.privacy import budget
 from transforms.privacy import filter as privacy_filter
@@ -47,7 +47,7 @@ def _run(job: config.Job, before: int) -> Path:
         raise errors.NothingThereError(f"{kept.place} holds no model yet: `sottovoce train` makes one.")
     of_model = _of_model(kept, model, releases)
     counted = kept.newest(releases, COUNTS)
-    evaluated = kept.published([each for each in releases if each["job"] == job.job.name + sections.EVALUATION])
+    evaluated = evaluate_private.published(job, kept, releases)
     version = versions.publish(
         job,
         database.Contents(

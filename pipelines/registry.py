@@ -21,7 +21,8 @@ import numpy as np
 
 from data import errors, ledger, store, tables
 from models import agreement, training, windows
-from pipelines import config, contract, evaluate_private, source, train, versions
+from pipelines import config, contract, evaluate, evaluate_private, source, train, versions
+from transforms.privacy import noise
 
 CANDIDATE, ACTIVE, RETIRED = "candidate", "active", "retired"
 """States of a model."""
@@ -32,8 +33,6 @@ EVALUATION, SCORE, NO_FIGURE = "evaluation", "score", "no figure"
 """Why: there was no other; publish.promote says so; somebody said so; somebody went back; by figures, or for want of them."""
 OVERLAP = 20
 """Recommendations of an item that `compare` compares."""
-Z95 = 1.959963984540054
-"""95 % of a Gaussian lie within so many standard deviations."""
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +60,10 @@ class Figures:
         return self.candidate < self.active - margin * abs(self.active) and self.high < 0
 
     def __str__(self) -> str:
-        noise = "as the noise alone might make it" if self.low <= 0 <= self.high else "more than the noise makes"
+        cause = "as the noise alone might make it" if self.low <= 0 <= self.high else "more than the noise makes"
         return (
             f"{self.by} {self.candidate:.4g}, model {self.against} {self.active:.4g}; difference "
-            f"{self.candidate - self.active:.4g} [{self.low:.4g}, {self.high:.4g}], {noise}"
+            f"{self.candidate - self.active:.4g} [{self.low:.4g}, {self.high:.4g}], {cause}"
         )
 
 
@@ -186,9 +185,7 @@ def figures(job: config.Job, candidate: store.Model, active: store.Model) -> Fig
 def evaluated(job: config.Job, candidate: int, active: int) -> Figures | None:
     """Returns the recall of two models in the newest charged evaluation that compares them; None: there is none."""
     kept, account = store.Store(job.job.store), contract.open_ledger(job)
-    for manifest in reversed(kept.published(account.releases(job.job.data_set))):
-        if evaluate_private.SECTION not in manifest["reports"]:
-            continue
+    for manifest in reversed(evaluate_private.published(job, kept, account.releases(job.job.data_set))):
         rows = kept.read_table(manifest, evaluate_private.TABLE, tables.EVALUATIONS).to_pylist()
         recalls = {row["version"]: row["value"] for row in rows if row["metric"] == "recall"}
         ours, theirs = recalls.get(candidate), recalls.get(active)
@@ -196,7 +193,7 @@ def evaluated(job: config.Job, candidate: int, active: int) -> Figures | None:
             continue
         # Of two noisy sums by one noisy number of users: to first order of the noise.
         [mechanism] = manifest["mechanisms"]
-        spread = Z95 * mechanism["noise_sd"] * math.sqrt(2 + (ours - theirs) ** 2) / rows[0]["users"]
+        spread = noise.Z95 * mechanism["noise_sd"] * math.sqrt(2 + (ours - theirs) ** 2) / rows[0]["users"]
         return Figures(EVALUATION, ours, theirs, ours - theirs - spread, ours - theirs + spread, active)
     return None
 
@@ -352,7 +349,7 @@ def as_text(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ]
         for each in found
     ]
-    yield from _aligned([head, *rows])
+    yield from evaluate.table(head, rows)
     yield "* the version that people query"
 
 
@@ -412,10 +409,6 @@ def compared_as_text(found: Mapping[str, Any]) -> Iterator[str]:
     overlap = "-" if found["overlap"] is None else f"{found['overlap']:.3f}"
     yield f"overlap@{OVERLAP} of recommendations: {overlap}"
     yield ""
-    yield from _aligned([["differ in", str(one), str(other)], *([name, *map(str, of)] for name, of in found["differ"].items())])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+    yield from evaluate.table(
+        ["differ in", str(one), str(other)], [[name, *map(str, of)] for name, of in found["differ"].items()]
+    )

@@ -40,19 +40,11 @@ class People(NamedTuple):
     stand_for: float
 
 
-class Estimate(NamedTuple):
-    """A mean over seeds, and the ends of its 95 % interval (Student's t); they are the mean itself for a single seed."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
-    """Returns the mean of the figures of some seeds and its interval."""
+def estimate(values: Sequence[float] | np.ndarray) -> evaluation.Interval:
+    """Returns the mean of the figures of some seeds and its 95 % interval (Student's t): the mean itself for a single seed."""
     n, mean = len(values), float(np.mean(values))
     margin = 0.0 if n < 2 else float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Estimate(mean, mean - margin, mean + margin)
+    return evaluation.Interval(mean, mean - margin, mean + margin)
 
 
 def hold_out(rows: sp.csr_matrix, asked: int, stand_for: float, seed: int) -> People:
@@ -66,8 +58,7 @@ def hold_out(rows: sp.csr_matrix, asked: int, stand_for: float, seed: int) -> Pe
     """
     train, others = rows[:-asked], rows[-asked:].tocoo()
     met = splits.first_meetings(others.row.astype(np.uint64), others.col.astype(np.int64), np.zeros(others.nnz, np.int64))
-    # All of them: the share must be below 1.
-    split = splits.by_users(met, 1 - 1e-12, seed)
+    split = splits.of_users(met, np.ones(len(met.user), bool), seed)
     users = np.unique(met.user[split.hidden])
     shown = [splits.matrix(met, part, users, rows.shape[1]) for part in (split.history, split.hidden)]
     return People(train, shown[0], shown[1], stand_for)

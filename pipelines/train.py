@@ -31,7 +31,7 @@ def run_if_due(job: config.Job, release_id: str | None) -> None:
         age = dt.datetime.now(dt.UTC) - trained_at
         if age < job.model.lasts or (release_id is None and newest["release_id"] in model.manifest["release_ids"]):
             return
-    run(job, release_id)
+    run(job, release_id or newest["release_id"])
 
 
 def newest_release(job: config.Job) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ import scipy.sparse as sp
 
 from data import errors, store
 from models import world
+from models.evaluation import Interval
 from pipelines import charts, config, evaluate, fitted, page, simulate, source
-from pipelines.simulate import Estimate
 from transforms.privacy import budget
 from transforms.release import alternatives, cooccurrence
 
@@ -53,7 +53,7 @@ class Point(NamedTuple):
     """The job with its own settings at one epsilon."""
 
     epsilon: float
-    recall: Estimate
+    recall: Interval
     items_kept: int
     count_error: float
 
@@ -79,9 +79,9 @@ class Found(NamedTuple):
     answer: str | None
     answer_epsilon: float | None
     settings: dict[str, tuple[Any, Any]]
-    own: Estimate
-    best: Estimate
-    gain: Estimate
+    own: Interval
+    best: Interval
+    gain: Interval
     own_count_error: float
     best_count_error: float
     noise: list[alternatives.Noise]
@@ -259,7 +259,7 @@ def _answer(
     if goal.recall is not None:
         log.info("epsilon %.3g reaches the goal; measuring it on fresh draws", epsilon)
         again = simulate.estimate(trials.recalls(there, fresh))
-        measured = f"{again.mean:.4f} [{again.low:.4f}, {again.high:.4f}] on draws that the search has not seen"
+        measured = f"{again} on draws that the search has not seen"
     else:
         measured = f"{trials.count_error(there, fresh[0]):.1%} on draws that the search has not seen"
     or_less = " or less" if epsilon == low else ""
@@ -425,15 +425,15 @@ _NOTES = (
 def chart(found: Found) -> bytes:
     """Returns the privacy-utility curve as a PNG."""
 
-    def curves(own: Sequence[Estimate], best: Estimate) -> list[charts.Curve]:
+    def curves(own: Sequence[Interval], best: Interval) -> list[charts.Curve]:
         x = [point.epsilon for point in found.points]
         return [
             charts.Curve("the job's settings", x, own),
             charts.Curve("best settings found", [found.facts["epsilon"]], [best]),
         ]
 
-    def exact(error: float) -> Estimate:
-        return Estimate(error, error, error)
+    def exact(error: float) -> Interval:
+        return Interval(error, error, error)
 
     panels = {
         f"Recall@{found.facts['k']}": curves([point.recall for point in found.points], found.best),
@@ -454,14 +454,10 @@ def _advice(found: Found) -> str:
     gain = found.gain
     said = "better than" if gain.low > 0 else "the same as" if gain.low == gain.high == 0 else "not surely better than"
     return (
-        f"At epsilon {found.facts['epsilon']:g} the best settings found have Recall@{found.facts['k']} {_shown(found.best)}, "
-        f"the job's own {_shown(found.own)}: {said} those (difference {_shown(gain)}), on draws that the search has not seen. "
+        f"At epsilon {found.facts['epsilon']:g} the best settings found have Recall@{found.facts['k']} {found.best}, "
+        f"the job's own {found.own}: {said} those (difference {gain}), on draws that the search has not seen. "
         f"Count error: {found.best_count_error:.1%}, the job's own {found.own_count_error:.1%}."
     )
-
-
-def _shown(found: Estimate) -> str:
-    return f"{found.mean:.4f} [{found.low:.4f}, {found.high:.4f}]"
 
 
 def _tables(found: Found) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -470,7 +466,7 @@ def _tables(found: Found) -> list[tuple[str, list[str], list[list[str]]]]:
         (
             "Privacy and utility, with the job's settings",
             ["epsilon", f"Recall@{k}", "items kept", "count error"],
-            [[f"{at.epsilon:g}", _shown(at.recall), f"{at.items_kept}", f"{at.count_error:.1%}"] for at in found.points],
+            [[f"{at.epsilon:g}", str(at.recall), f"{at.items_kept}", f"{at.count_error:.1%}"] for at in found.points],
         ),
         (
             f"Best settings found at epsilon {epsilon:g}",

@@ -90,6 +90,9 @@ def model(job: config.Job) -> int | None:
     kept = store.Store(job.job.store)
     try:
         if files.is_url(kept.place):
+            now = contract.open_ledger(job).active(name(job))
+            if now is not None and _FILE.fullmatch(now.file):
+                return _model(now.file)
             pull(job)
         with database.connect(kept.local()) as connection:
             row = connection.execute("SELECT version FROM model_versions").fetchone()

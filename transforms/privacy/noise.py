@@ -13,8 +13,11 @@ from typing import Literal
 import numpy as np
 import randomgen
 from pipeline_dp import dp_computations
+from scipy import stats
 
 Source = Literal["chacha", "pipelinedp"]
+Z95 = float(stats.norm.ppf(0.975))
+"""95 % of a Gaussian lie within so many standard deviations."""
 
 _DRAWS_AT_ONCE = 1 << 15
 """So that a part stays in the processor's cache."""

@@ -16,7 +16,7 @@ from dp_accounting.pld import privacy_loss_distribution
 from pipeline_dp import dp_computations, partition_selection
 from scipy import optimize, stats
 
-from transforms.privacy import budget
+from transforms.privacy import budget, noise
 from transforms.release import selection
 
 BOUNDS = (1, 3, 10, 30, 100, 300)
@@ -53,10 +53,9 @@ def count_noise(total: budget.Budget, max_partitions_contributed: int) -> list[N
     gaussian = gaussian_mechanism.get_sigma_gaussian(epsilon, delta) * math.sqrt(l0)
     laplace = dp_computations.LaplaceMechanism.create_from_epsilon(epsilon, float(l0))
     discrete = _discrete_gaussian(total, l0)
-    z95 = float(stats.norm.ppf(0.975))
     return [
-        Noise("Gaussian (ours)", gaussian, z95 * gaussian),
-        Noise("discrete Gaussian", discrete, z95 * discrete),
+        Noise("Gaussian (ours)", gaussian, noise.Z95 * gaussian),
+        Noise("discrete Gaussian", discrete, noise.Z95 * discrete),
         Noise("Laplace", laplace.std, float(stats.laplace.ppf(0.975)) * laplace.noise_parameter),
     ]
 

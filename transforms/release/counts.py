@@ -8,13 +8,10 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from pipeline_dp import dp_computations
-from scipy import stats
 
 from data import tables
 from transforms import bounding, spill, threads
-from transforms.privacy import budget
-
-_Z95 = float(stats.norm.ppf(0.975))
+from transforms.privacy import budget, noise
 
 EXACT_COUNTS = pa.schema(
     [
@@ -111,7 +108,7 @@ def count_table(partitions: pa.Table, users: Sequence[float], events: Sequence[f
         "event_type": partitions["event_type"],
     }
     for name, values, mechanism in (("users", users, params.users), ("events", events, params.events)):
-        noisy, margin = np.rint(np.array(values, np.float64)), _Z95 * mechanism.noise_sd
+        noisy, margin = np.rint(np.array(values, np.float64)), noise.Z95 * mechanism.noise_sd
         columns |= {name: noisy.astype(np.int64), f"{name}_low": noisy - margin, f"{name}_high": noisy + margin}
     table = pa.table(columns).select(tables.ITEM_COUNTS.names).cast(tables.ITEM_COUNTS)
     return table.sort_by([(name, "ascending") for name in _PARTITION])

@@ -25,7 +25,6 @@ _NOISE_ERROR, _USERS_ERROR, _RANGE_ERROR = 0.02, 0.005, 0.025
 """How often each part of an interval may fail: 5 % in all."""
 _Z_NOISE = float(stats.norm.isf(_NOISE_ERROR / 2))
 _Z_USERS = float(stats.norm.isf(_USERS_ERROR))
-_Z95 = float(stats.norm.ppf(0.975))
 
 Measure = Callable[[int, pa.StringArray], np.ndarray | None]
 """One user, by the hash of `bounding.user_hash` and the items it has, in order of their names, each once: what is measured of
@@ -148,8 +147,8 @@ def release_means(exact: np.ndarray, params: EvaluationParams, release_id: str) 
             "k": params.k,
             **estimate(total, users, sd)._asdict(),
             "users": round(users),
-            "users_low": users - _Z95 * sd,
-            "users_high": users + _Z95 * sd,
+            "users_low": users - noise.Z95 * sd,
+            "users_high": users + noise.Z95 * sd,
         }
         for ((kind, version), metric), total in zip(asked, sums, strict=True)
     ]
