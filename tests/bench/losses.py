@@ -10,7 +10,6 @@ here are not differentially private.
 
 import argparse
 import itertools
-import pathlib
 import sys
 import time
 
@@ -19,7 +18,6 @@ import scipy.sparse as sp
 
 from models import hybrid, ranking, training
 from tests.bench import listwise, models, quality
-from transforms.release import cooccurrence
 
 LOSSES = ("logistic", "bpr", "warp", "warp-kos", "listwise")
 
@@ -55,39 +53,19 @@ def measure(data: quality.Data, arguments: argparse.Namespace, seed: int) -> dic
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=["synthetic", "movielens", "online-retail"], default="synthetic")
-    parser.add_argument("--path", type=pathlib.Path, help="MovieLens folder, or Online Retail's Parquet file")
-    parser.add_argument("--users", type=int, default=10_000, help="of the synthetic world, those held out not counted")
-    parser.add_argument("--items", type=int, default=5_000, help="of the synthetic world")
-    parser.add_argument("--epsilon", type=float, default=1.0)
-    parser.add_argument("--delta", type=float, default=1e-6)
-    parser.add_argument("--max-items", type=int, help="kept for co-occurrence; default: the product's own rule")
-    parser.add_argument("--most-items", type=int, default=cooccurrence.MAX_ITEMS, help="that the rule may keep")
-    parser.add_argument("--kind", choices=training.CHOICES["kind"], default=training.Settings.kind, help="as model.kind")
-    parser.add_argument(
-        "--signal", choices=training.CHOICES["signal"], default=training.Settings.signal, help="as model.signal"
-    )
+    parser = quality.flags(__doc__, 10_000)
+    quality.add_model(parser)
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3, 10])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0003, 0.003])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102], help="0 to 4 are for tuning")
-    arguments = parser.parse_args(argv)
-    if arguments.data != "synthetic" and arguments.path is None:
-        parser.error(f"--data {arguments.data} needs --path")
-    return arguments
+    return quality.parsed(parser, argv)
 
 
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
-    if arguments.data != "synthetic":
-        print("For research only: these figures read real users' histories and are not differentially private.")
     runs = [measure(quality.load(arguments, seed), arguments, seed) for seed in arguments.seeds]
     print(f"{arguments.data}, epsilon {arguments.epsilon:g}, {len(runs)} seeds")
     print("| loss | Recall@20 | NDCG@20 | not kept | gain in Recall over the start |\n|---|---|---|---|---|")
-    for name in runs[0]:
-        columns = [models.shown([run[name][which] for run in runs]) for which in range(len(models.Figures._fields))]
-        gain = models.shown([run[name].recall - run["start"].recall for run in runs], "+.4f")
-        print(f"| {name} | {' | '.join(columns)} | {gain} |", flush=True)
+    print("\n".join(models.table(runs, "start")))
 
 
 if __name__ == "__main__":

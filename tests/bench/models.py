@@ -26,7 +26,6 @@ import scipy.sparse as sp
 from models import denoise, evaluation, ranking, scoring, spectral, training
 from tests.bench import quality
 from transforms.privacy import budget
-from transforms.release import cooccurrence
 
 K = 20
 PLAIN = "hybrid, low-rank"
@@ -113,14 +112,14 @@ def figures(score: ranking.Scores, split: quality.Split, kept: np.ndarray) -> Fi
     return Figures(*(float(values.mean()) if len(values) else math.nan for values in (recall, ndcg, not_kept)))
 
 
-def table(runs: list[dict[str, Figures]]) -> collections.abc.Iterator[str]:
-    """Yields Markdown rows: model, Figures, the gain in Recall@20 over the plain hybrid; mean and 95 % interval."""
+def table(runs: list[dict[str, Figures]], base: str) -> collections.abc.Iterator[str]:
+    """Yields Markdown rows: model, Figures, the gain in Recall@20 over `base`, if it was run; mean and 95 % interval."""
     for name in runs[0]:
         if name == "items kept":
             yield f"| {name} | {np.mean([run[name].recall for run in runs]):.0f} | | | |"
             continue
         columns = [shown([run[name][which] for run in runs]) for which in range(len(Figures._fields))]
-        gain = shown([run[name].recall - run[PLAIN].recall for run in runs], "+.4f") if PLAIN in runs[0] else ""
+        gain = shown([run[name].recall - run[base].recall for run in runs], "+.4f") if base in runs[0] else ""
         yield f"| {name} | {' | '.join(columns)} | {gain} |"
 
 
@@ -130,28 +129,15 @@ def shown(values: list[float], form: str = ".4f") -> str:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=["synthetic", "movielens", "online-retail"], default="synthetic")
-    parser.add_argument("--path", type=pathlib.Path, help="MovieLens folder, or Online Retail's Parquet file")
-    parser.add_argument("--users", type=int, default=10_000, help="of the synthetic world, those held out not counted")
-    parser.add_argument("--items", type=int, default=5_000, help="of the synthetic world")
+    parser = quality.flags(__doc__, 10_000)
     parser.add_argument("--epsilons", nargs="+", default=["0.5", "1", "2", "4", "none"], help='numbers, or "none"')
-    parser.add_argument("--delta", type=float, default=1e-6)
-    parser.add_argument("--max-items", type=int, help="kept for co-occurrence; default: the product's own rule")
-    parser.add_argument("--most-items", type=int, default=cooccurrence.MAX_ITEMS, help="that the rule may keep")
     parser.add_argument("--models", nargs="*", help="names; default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102], help="0 to 4 are for tuning")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/models"))
-    arguments = parser.parse_args(argv)
-    if arguments.data != "synthetic" and arguments.path is None:
-        parser.error(f"--data {arguments.data} needs --path")
-    return arguments
+    return quality.parsed(parser, argv)
 
 
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
-    if arguments.data != "synthetic":
-        print("For research only: these figures read real users' histories and are not differentially private.")
     arguments.output.mkdir(parents=True, exist_ok=True)
     worlds = {seed: quality.load(arguments, seed) for seed in arguments.seeds}
     for epsilon in arguments.epsilons:
@@ -162,7 +148,7 @@ def main(argv: list[str]) -> None:
             runs.append(measure(worlds[seed], arguments, number, seed))
             print(f"  seed {seed}: {time.perf_counter() - start:.0f} s in all", flush=True)
         print(f"{arguments.data}, epsilon {epsilon}, {len(runs)} seeds\n| model | Recall@{K} | NDCG@{K} | not kept | gain |")
-        print("\n".join(["|---|---|---|---|---|", *table(runs)]), flush=True)
+        print("\n".join(["|---|---|---|---|---|", *table(runs, PLAIN)]), flush=True)
         record = {
             "arguments": {k: str(v) for k, v in vars(arguments).items()},
             "epsilon": epsilon,

@@ -225,7 +225,7 @@ def measure(data: Data, arguments: argparse.Namespace, seed: int) -> dict[str, f
     split = split_users(data.rows, held_out, np.random.default_rng([seed, 0]))
 
     total = budget.Budget(arguments.epsilon, arguments.delta)
-    released = release(split.train, data.catalogue.item_ids, total, arguments.max_items, seed)
+    released = release(split.train, data.catalogue.item_ids, total, arguments.max_items, seed, arguments.most_items)
     results = {"items kept": float(len(released.matrix))}
     settings = training.Settings(kind=arguments.kind, signal=arguments.signal)
     for name, scores in private_models(data, released, arguments.epochs, seed, settings):
@@ -249,27 +249,46 @@ def summary(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(width)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def flags(description: str | None, users: int) -> argparse.ArgumentParser:
+    """Returns the flags of all benches of models: whose data, how many items, which seeds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["synthetic", "movielens", "online-retail"], default="synthetic")
     parser.add_argument("--path", type=pathlib.Path, help="MovieLens folder, or Online Retail's Parquet file")
-    parser.add_argument("--users", type=int, default=100_000, help="of the synthetic world, those held out not counted")
+    parser.add_argument("--users", type=int, default=users, help="of the synthetic world, those held out not counted")
     parser.add_argument("--items", type=int, default=5_000, help="of the synthetic world")
-    parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--delta", type=float, default=1e-6)
     parser.add_argument("--max-items", type=int, help="kept for co-occurrence; default: the product's own rule")
+    parser.add_argument("--most-items", type=int, default=cooccurrence.MAX_ITEMS, help="that the rule may keep")
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102], help="0 to 4 are for tuning")
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of benches of one model at one epsilon."""
+    parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--kind", choices=training.CHOICES["kind"], default=training.Settings.kind, help="as model.kind")
     parser.add_argument(
         "--signal", choices=training.CHOICES["signal"], default=training.Settings.signal, help="as model.signal"
     )
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Returns the arguments; says what figures of real data are."""
+    arguments = parser.parse_args(argv)
+    if arguments.data != "synthetic":
+        if arguments.path is None:
+            parser.error(f"--data {arguments.data} needs --path")
+        print("For research only: these figures read real users' histories and are not differentially private.")
+    return arguments
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = flags(__doc__, 100_000)
+    add_model(parser)
     parser.add_argument("--epochs", type=int, nargs="*", default=[0, 1, 3, 10])
     parser.add_argument("--without-privacy", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/quality"))
-    arguments = parser.parse_args(argv)
-    if arguments.data != "synthetic" and arguments.path is None:
-        parser.error(f"--data {arguments.data} needs --path")
-    return arguments
+    return parsed(parser, argv)
 
 
 def load(arguments: argparse.Namespace, seed: int) -> Data:
@@ -282,8 +301,6 @@ def load(arguments: argparse.Namespace, seed: int) -> Data:
 
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
-    if arguments.data != "synthetic":
-        print("For research only: these figures read real users' histories and are not differentially private.")
     runs = []
     for seed in arguments.seeds:
         start = time.perf_counter()
