@@ -74,44 +74,35 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, "train a model on the newest release"),
         ("publish", _publish, "publish the active model, or the newest if it may be, as a DuckDB version"),
     ):
-        job = commands.add_parser(name, help=text, allow_abbrev=False, epilog="--section.key VALUE sets a key of the job file.")
-        job.add_argument("job", type=Path, metavar="JOB.toml")
+        job = _of_job(commands, name, text)
         if name in ("run", "release"):
             job.add_argument("--new-release", action="store_true", help="charge every user again, though a release is there")
             job.add_argument("--until", metavar="TIME", help="release each window that is closed then; now, or a time in UTC")
-        job.set_defaults(command=command, takes_flags=True)
-    stream = commands.add_parser("stream", help="release a topic's windows as they close, for ever", allow_abbrev=False)
-    stream.add_argument("job", type=Path, metavar="JOB.toml")
+        job.set_defaults(command=command)
+    stream = _of_job(commands, "stream", "release a topic's windows as they close, for ever")
     stream.add_argument("--until", metavar="TIME", help="end with the last window that is closed then")
     stream.add_argument("--metrics", type=_port, metavar="PORT", help="Prometheus metrics on 127.0.0.1")
-    stream.set_defaults(command=_stream, takes_flags=True)
-    schedule = commands.add_parser("schedule", help="run a job with windows again and again", allow_abbrev=False)
-    schedule.add_argument("job", type=Path, metavar="JOB.toml")
+    stream.set_defaults(command=_stream)
+    schedule = _of_job(commands, "schedule", "run a job with windows again and again")
     schedule.add_argument(
         "--foreground", action="store_true", help="here and now; without it, print a systemd timer and a cron line"
     )
     schedule.add_argument("--metrics", type=_port, metavar="PORT", help="with --foreground: Prometheus metrics on 127.0.0.1")
-    schedule.set_defaults(command=_schedule, takes_flags=True)
-    state_of = commands.add_parser("status", help="lag, delay, latency, budget left and alerts of a job", allow_abbrev=False)
-    state_of.add_argument("job", type=Path, metavar="JOB.toml")
+    schedule.set_defaults(command=_schedule)
+    state_of = _of_job(commands, "status", "lag, delay, latency, budget left and alerts of a job")
     given = state_of.add_mutually_exclusive_group()
     given.add_argument("--format", choices=("text", "json"), default="text")
     given.add_argument("--serve", type=_port, metavar="PORT", help="Prometheus metrics on 127.0.0.1, until SIGTERM")
-    state_of.set_defaults(command=_status, takes_flags=True)
+    state_of.set_defaults(command=_status)
     _add_budget(commands.add_parser("budget", help="what may be spent, and what was", allow_abbrev=False))
-    measure = commands.add_parser(
-        "evaluate", help="how good recommendations are; on private events with noise, charged", allow_abbrev=False
-    )
-    measure.add_argument("job", type=Path, metavar="JOB.toml")
+    measure = _of_job(commands, "evaluate", "how good recommendations are; on private events with noise, charged")
     measure.add_argument("--split", choices=("users", "time"), default="users", help="what the model doesn't see")
     measure.add_argument("--models", type=_count, metavar="N", help="private events: compare N models from before too")
     measure.add_argument("--k", type=_count, default=20, metavar="N", help="recommendations a user")
     measure.add_argument("--format", choices=("text", "json"), default="text")
-    measure.set_defaults(command=_evaluate, takes_flags=True)
+    measure.set_defaults(command=_evaluate)
     _add_models(commands.add_parser("models", help="which model people are served, and which they were", allow_abbrev=False))
-    _add_tune(
-        commands.add_parser("tune", help="what epsilon buys, and how best to spend it, by simulation", allow_abbrev=False)
-    )
+    _add_tune(_of_job(commands, "tune", "what epsilon buys, and how best to spend it, by simulation"))
     told = commands.add_parser("report", help="an HTML page about what is published, and what it cost", allow_abbrev=False)
     told.add_argument("job", type=Path, metavar="JOB.toml", nargs="?")
     told.add_argument("--store", type=Path, help="instead of a job; default: the store published to last on this machine")
@@ -122,25 +113,21 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--store", type=Path, help="default: the store published to last on this machine")
     ask.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
     ask.set_defaults(command=_query)
-    pull = commands.add_parser("pull", help="get the current database from an object store, for query", allow_abbrev=False)
-    pull.add_argument("job", type=Path, metavar="JOB.toml")
+    pull = _of_job(commands, "pull", "get the current database from an object store, for query")
     pull.add_argument("--directory", type=Path, help="where, for query's --store; default: in your state directory")
-    pull.set_defaults(command=_pull, takes_flags=True)
+    pull.set_defaults(command=_pull)
     key = commands.add_parser("key", help="write a new pseudonym key", allow_abbrev=False)
     key.add_argument("file", type=Path, metavar="FILE")
     key.add_argument("--encryption", action="store_true", help="an encryption key instead, before those that FILE has")
     key.set_defaults(command=_key)
-    rotate = commands.add_parser("rotate", help="encrypt a job's raw side files under the newest key", allow_abbrev=False)
-    rotate.add_argument("job", type=Path, metavar="JOB.toml")
-    rotate.set_defaults(command=_rotate, takes_flags=True)
-    forget = commands.add_parser("forget", help="opt users out and delete their raw traces", allow_abbrev=False)
-    forget.add_argument("job", type=Path, metavar="JOB.toml")
+    rotate = _of_job(commands, "rotate", "encrypt a job's raw side files under the newest key")
+    rotate.set_defaults(command=_rotate)
+    forget = _of_job(commands, "forget", "opt users out and delete their raw traces")
     forget.add_argument("--ids", type=Path, metavar="FILE", help="their ids, one a line; default: from standard input")
-    forget.set_defaults(command=_forget, takes_flags=True)
-    letters = commands.add_parser("letters", help="show a job's dead letters, decrypted: the operator's", allow_abbrev=False)
-    letters.add_argument("job", type=Path, metavar="JOB.toml")
+    forget.set_defaults(command=_forget)
+    letters = _of_job(commands, "letters", "show a job's dead letters, decrypted: the operator's")
     letters.add_argument("--attempt", help="those of one run alone")
-    letters.set_defaults(command=_letters, takes_flags=True)
+    letters.set_defaults(command=_letters)
     synth = commands.add_parser("synth", help="write a synthetic world of events, with a job file", allow_abbrev=False)
     synth.add_argument("directory", type=Path, metavar="DIRECTORY")
     synth.add_argument("--users", type=int, default=100_000)
@@ -153,8 +140,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_tune(parser: argparse.ArgumentParser) -> None:
+def _of_job(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str) -> argparse.ArgumentParser:
+    """A command on a job file, whose keys its flags may set."""
+    parser = commands.add_parser(name, help=text, allow_abbrev=False, epilog="--section.key VALUE sets a key of the job file.")
     parser.add_argument("job", type=Path, metavar="JOB.toml")
+    parser.set_defaults(takes_flags=True)
+    return parser
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epsilons", type=_positive, nargs="+", metavar="E", help="of the curve; default: 0.25 to 8")
     goal = parser.add_mutually_exclusive_group()
     goal.add_argument("--target-recall", type=_share, metavar="R", help="find the least epsilon with this Recall@k")
@@ -167,7 +161,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--users", type=_users, metavar="N", help="simulated at most; default: 20000")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a page, and a PNG beside it; default: NAME-tuning.html")
-    parser.set_defaults(command=_tune, takes_flags=True)
+    parser.set_defaults(command=_tune)
 
 
 def _add_kafka(parser: argparse.ArgumentParser) -> None:
@@ -182,9 +176,8 @@ def _add_kafka(parser: argparse.ArgumentParser) -> None:
             kafka.add_argument("--port", type=int, help="default: as before, or 9092")
             kafka.add_argument("--secure", action="store_true", help="with TLS, a login (SCRAM-SHA-512) and ACLs")
         kafka.set_defaults(command=_kafka, action=name)
-    init = actions.add_parser("init", help="make the topics of a job, or say what is wrong with them", allow_abbrev=False)
-    init.add_argument("job", type=Path, metavar="JOB.toml")
-    init.set_defaults(command=_kafka_init, takes_flags=True)
+    init = _of_job(actions, "init", "make the topics of a job, or say what is wrong with them")
+    init.set_defaults(command=_kafka_init)
 
 
 def _add_flink(parser: argparse.ArgumentParser) -> None:
@@ -243,8 +236,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         ("rollback", "make a model active again at once, with the database of then"),
         ("compare", "figures, recommendations and parameters of two models"),
     ):
-        models = actions.add_parser(name, help=text, allow_abbrev=False)
-        models.add_argument("job", type=Path, metavar="JOB.toml")
+        models = _of_job(actions, name, text)
         if name == "promote":
             models.add_argument("model", type=_number, metavar="N")
         if name == "rollback":
@@ -254,7 +246,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
             models.add_argument("other", type=_number, metavar="M")
         if name in ("list", "compare"):
             models.add_argument("--format", choices=("text", "json"), default="text")
-        models.set_defaults(command=_models, action=name, takes_flags=True)
+        models.set_defaults(command=_models, action=name)
 
 
 def _number(text: str) -> int:
@@ -308,8 +300,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
         ("history", "every change, with the hash of the chain then"),
         ("verify", "check the chain, the charges and the store; prints the newest hash, to keep elsewhere"),
     ):
-        budget = actions.add_parser(name, help=text, allow_abbrev=False)
-        budget.add_argument("job", type=Path, metavar="JOB.toml")
+        budget = _of_job(actions, name, text)
         if name == "grant":
             budget.add_argument("--epsilon", type=float, required=True, help="the new total_epsilon")
             budget.add_argument("--delta", type=float, help="the new total_delta; default: as it is")
@@ -318,7 +309,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
             budget.add_argument("--period", required=True, help="its name, as `budget show` has it")
         if name == "verify":
             budget.add_argument("--head", help="a hash that `verify` printed before")
-        budget.set_defaults(command=_budget, action=name, takes_flags=True)
+        budget.set_defaults(command=_budget, action=name)
 
 
 def _budget(arguments: argparse.Namespace, flags: list[str]) -> None:
