@@ -280,18 +280,18 @@ def _items(connection: duckdb.DuckDBPyConnection) -> page.Element:
 
 
 def _model(connection: duckdb.DuckDBPyConnection) -> page.Element:
-    found = connection.sql("select * from model_versions").fetchall()
-    if not found:
+    found = connection.sql("from model_versions")
+    rows = found.fetchall()
+    if not rows:
         return page.section("The model", page.paragraph("No model is published: counts alone."))
-    names = [name for name in connection.sql("select * from model_versions").columns if name != "parameters"]
-    values = connection.sql(f"select {', '.join(names)} from model_versions").fetchall()[0]
-    parameters = json.loads(_rows(connection, "select parameters from model_versions")[0][0])
+    values = dict(zip(found.columns, rows[0], strict=True))
+    parameters = json.loads(values.pop("parameters"))
     return page.section(
         "The model",
         page.paragraph(
             "Trained on the releases named here and on the public catalogue, never on events: it costs nothing more."
         ),
-        page.table(["model", ""], [[name, _text(value)] for name, value in zip(names, values, strict=True)]),
+        page.table(["model", ""], [[name, _text(value)] for name, value in values.items()]),
         page.folded("All its parameters", page.table(["parameter", "value"], [[k, _text(v)] for k, v in parameters.items()])),
     )
 
@@ -326,14 +326,12 @@ def _quality(connection: duckdb.DuckDBPyConnection) -> page.Element:
 
 def _diversity(connection: duckdb.DuckDBPyConnection) -> page.Element:
     ids = [item for (item,) in _rows(connection, "select item_id from items order by 1")]
-    shown = connection.sql(
-        "select item_id, rank, recommended_item_id as shown from recommendations order by item_id, rank"
-    ).fetchall()
+    shown = connection.sql("select item_id, recommended_item_id from recommendations order by item_id, rank").fetchall()
     if not shown:
         return page.section("Diversity of recommendations", page.paragraph("There are no recommendations."))
     place = {item: number for number, item in enumerate(ids)}
     of_item: dict[str, list[int]] = {}
-    for item, _, other in shown:
+    for item, other in shown:
         of_item.setdefault(item, []).append(place[other])
     longest = max(map(len, of_item.values()))
     lists = np.array([found + [NO_ITEM] * (longest - len(found)) for found in of_item.values()])
