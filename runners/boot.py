@@ -86,7 +86,8 @@ class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
 
         # Else two pools would share a port.
         self._server = grpc.server(thread_pool_executor.shared_unbounded_instance(), options=[("grpc.so_reuseport", 0)])
-        self.address = f"localhost:{self._server.add_insecure_port(f'localhost:{port}')}"
+        # By name it would be content with ::1 where another process has the port on 127.0.0.1, which is asked first.
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         # TaskManagers number theirs alike, and so do jobs with jars of their own.
         self._working: collections.defaultdict[str, list[Worker]] = collections.defaultdict(list)
         beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(self, self._server)

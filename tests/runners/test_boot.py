@@ -11,6 +11,7 @@ import pathlib
 import queue
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -301,6 +302,11 @@ def test_a_worker_is_not_ended_for_another_of_the_same_number(is_over):
 def test_two_pools_do_not_share_a_port():
     with boot.Pool() as pool, pytest.raises(RuntimeError, match="Failed to bind"):
         boot.Pool(int(pool.address.split(":")[1]))
+
+
+def test_a_pool_does_not_share_a_port_with_what_listens_on_ipv4_alone():
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(RuntimeError, match="Failed to bind"):
+        boot.Pool(other.getsockname()[1])
 
 
 def test_what_no_worker_has_is_deleted_after_a_day(tmp_path):
