@@ -87,7 +87,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "version": "Number of the model in its store.",
         "created": "The day of the release it was trained on (UTC).",
         "release_ids": "The releases it was trained on: ids in privacy_ledger.",
-        "model": "Kind of model.",
+        "model": "What the model started from: 'hybrid', the tastes that item_pairs shows; 'ensemble', those and what public "
+        "features say; 'none', there was nothing to learn from. parameters has what was asked for.",
         "rank": "Length of the embeddings.",
         "epochs": "Passes over the training pairs.",
         "items": "Number of items in the model.",

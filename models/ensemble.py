@@ -169,4 +169,4 @@ def _model(tastes: np.ndarray, content: Content, own: np.ndarray) -> hybrid.Mode
     identity, features = tastes @ rotation[:d], content.tastes @ rotation[d:]
     item = hybrid.Side(identity, features, content.loadings)
     history = hybrid.Side(identity / own[:, None], features, sp.csr_matrix(sp.diags(1 / own) @ content.loadings))
-    return hybrid.Model(item, history, np.zeros(len(own)), np.zeros(len(features)))
+    return hybrid.Model(item, history, np.zeros(len(own)), np.zeros(len(features)), "ensemble")

@@ -28,6 +28,8 @@ CHUNK = 1_000
 Loss = Literal["warp", "warp-kos", "bpr", "logistic"]
 """LightFM's names. Pairwise, by rank: WARP, and WARP-kOS (Weston, Yee and Weiss 2013). Pairwise: BPR (Rendle et al. 2009).
 Pointwise: logistic."""
+Kind = Literal["hybrid", "ensemble"]
+"""What a model started from: the tastes of the matrix alone, or with them those that features say (`models.ensemble`)."""
 
 
 class Side(NamedTuple):
@@ -43,12 +45,13 @@ class Side(NamedTuple):
 
 
 class Model(NamedTuple):
-    """`item` and `history` sides, and the items' own and the features' biases, (n,) and (f,)."""
+    """`item` and `history` sides, the items' own and the features' biases, (n,) and (f,), and what it started from."""
 
     item: Side
     history: Side
     bias: np.ndarray
     feature_bias: np.ndarray
+    kind: Kind = "hybrid"
 
     def item_bias(self) -> np.ndarray:
         """Returns (n,): own bias plus features' biases."""
@@ -176,6 +179,7 @@ def train(
         _unstack(fm.user_embeddings / scale, model.history.loadings),
         fm.item_biases[:n].astype(np.float64) / scale**2,
         fm.item_biases[n:].astype(np.float64) / scale**2,
+        model.kind,
     )
 
 

@@ -25,9 +25,8 @@ COLD_SHARE = 0.5
 item that has them: it can be shown, and seldom takes a known item's place. No bias is needed: on the synthetic world any
 share from 0.1 to 1 gave the same Recall@20 over all items as leaving cold items out."""
 
-Kind = Literal["hybrid", "ensemble"]
 Signal = Literal["auto", "low-rank", "prior", "stacked"]
-CHOICES = {"kind": get_args(Kind), "signal": get_args(Signal), "loss": get_args(hybrid.Loss)}
+CHOICES = {"kind": get_args(hybrid.Kind), "signal": get_args(Signal), "loss": get_args(hybrid.Loss)}
 
 MOST_STACKED = 2_000
 """Kept items up to which the signal "auto" is "stacked": that one needs all eigenvectors, several times over."""
@@ -59,7 +58,7 @@ class Settings:
         ValueError: a field breaks its rule.
     """
 
-    kind: Kind = "ensemble"
+    kind: hybrid.Kind = "ensemble"
     signal: Signal = "auto"
     rank: int = 128
     feature_rank: int = 512
@@ -129,12 +128,22 @@ class Released(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Model tables, with the schemas of the same names in `data.tables`."""
+    """Model tables, with the schemas of the same names in `data.tables`, and what they came from.
+
+    Attributes:
+        kind: what an ensemble became where it would be no better (`ensemble.LEAST_WEIGHT`, MOST_ENSEMBLE) is "hybrid"; "none":
+            there was nothing to learn from.
+    """
 
     embeddings: pa.Table
     feature_embeddings: pa.Table
     recommendations: pa.Table
     popular: pa.Table
+    kind: hybrid.Kind | Literal["none"]
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Returns the tables by name."""
+        return {name: value for name, value in self._asdict().items() if name != "kind"}
 
 
 def train(
@@ -182,6 +191,7 @@ def train(
         ),
         recommend(ids, item, history, bias, settings.top_k, reranking),
         _popular(ids[: len(released.scores)], released.scores),
+        model.kind,
     )
 
 
@@ -268,6 +278,7 @@ def _untrained(ids: list[str], scores: np.ndarray) -> Trained:
         tables.FEATURE_EMBEDDINGS.empty_table(),
         tables.RECOMMENDATIONS.empty_table(),
         _popular(ids[: len(scores)], scores),
+        "none",
     )
 
 

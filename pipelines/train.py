@@ -90,12 +90,12 @@ def run(job: config.Job, release_id: str | None = None) -> store.Model:
         None if before is None else before.read_table("embeddings", tables.EMBEDDINGS),
     )
     model = kept.add_model(
-        trained._asdict(),
+        trained.tables(),
         {
             "created": manifest["created"],
             "trained_at": dt.datetime.now(dt.UTC).isoformat(),
             "release_ids": [each["release_id"] for each in [*earlier, manifest]],
-            "model": settings.kind,
+            "model": trained.kind,
             "rank": len(trained.embeddings["embedding"][0]) if trained.embeddings.num_rows else 0,
             "epochs": settings.epochs,
             "items": trained.embeddings.num_rows,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import tables
+from models import ensemble
 from pipelines import release, train
 from tests.pipelines import example
 from tests.pipelines.example import view
@@ -75,7 +76,7 @@ def test_a_new_model_starts_from_the_one_before_and_lies_as_it_does(tmp_path):
     assert new == pytest.approx(old, abs=0.05 * np.abs(old).max())
 
 
-def test_the_model_is_of_the_kind_that_the_job_says(tmp_path):
+def test_the_model_is_of_the_kind_that_the_job_says_and_tells_where_it_is_not(tmp_path, monkeypatch):
     path = example.write_job(tmp_path, PEOPLE)
     release.run(example.load(path))
     found = {}
@@ -86,3 +87,6 @@ def test_the_model_is_of_the_kind_that_the_job_says(tmp_path):
         assert model.manifest["parameters"]["signal"] == "low-rank"
         found[kind] = model.read_table("embeddings", tables.EMBEDDINGS)
     assert not found["ensemble"].equals(found["hybrid"])
+    monkeypatch.setattr(ensemble, "LEAST_WEIGHT", 1.01)
+    model = train.run(example.load(path, "--model.kind=ensemble", "--model.signal=low-rank"))
+    assert (model.manifest["model"], model.manifest["parameters"]["kind"]) == ("hybrid", "ensemble")
