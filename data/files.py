@@ -7,6 +7,7 @@ say what is in the file, and the ledger tells which of them count.
 
 import contextlib
 import datetime as dt
+import functools
 import os
 import shutil
 import tempfile
@@ -167,6 +168,16 @@ def _beam() -> Any:
     from apache_beam.io import filesystems
     from apache_beam.options import pipeline_options
 
+    _share_models()
     if filesystems.FileSystems._pipeline_options is None:  # outside a pipeline nobody has said any
         filesystems.FileSystems.set_options(pipeline_options.PipelineOptions([]))
     return filesystems.FileSystems
+
+
+@functools.cache
+def _share_models() -> None:
+    """Has botocore read its descriptions of services once: Beam makes a client for each call, which reads them anew."""
+    with contextlib.suppress(ImportError):
+        import botocore.session
+
+        botocore.session.create_loader = functools.cache(botocore.session.create_loader)
