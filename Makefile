@@ -20,8 +20,9 @@ demo: setup
 	$(BIN)/sottovoce query "from privacy_spent()"
 	$(BIN)/sottovoce budget show data/samples/online_retail.toml
 
+# Three processes on two cores: tests of streams and clusters wait for a good part of their time.
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff format --check .
