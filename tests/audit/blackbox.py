@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from data import errors
 from pipelines import plan
 from tests.audit import bounds, invariants, mutations, neighbours, releases
 from tests.pipelines import test_guard
@@ -16,7 +15,7 @@ from transforms.privacy import budget
 from transforms.release import selection
 
 RUNS = 100_000
-PILOT = 2000
+PILOT = 1000
 LADDER = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 """How many runs a control gets, until it is caught."""
 
@@ -50,6 +49,10 @@ class Audited:
         if key not in self._beside:
             self._beside[key] = tuple(releases.release(self.planned, pair.without, n) for n in (PILOT, runs))
         return self._beside[key]
+
+    def forget(self) -> None:
+        """Releases anew from now on."""
+        self._beside.clear()
 
 
 class Row(NamedTuple):
@@ -142,7 +145,7 @@ def _shown_alone(audited: Audited) -> float:
 
 
 def keys_of_a_crowd(audited: Audited, runs: int) -> Row:
-    """Without a catalogue: an item of as many others as leave it just below the threshold, and whether it appears, with what."""
+    """Without a catalogue: an item that others leave just below the threshold; whether it appears, and with what."""
     planned = audited.private[0]
     mechanism = planned.mechanisms[budget.SELECTION]
     params = plan.selection_params(planned)
@@ -190,7 +193,7 @@ class Control(NamedTuple):
     Attributes:
         breaks: does it.
         looks: sees it: a row of the table that isn't within its claim, or an invariant that is broken.
-        runs: with how many it is caught; 1: no matter of chance.
+        runs: with how many it is caught, but for a probability of 1e-6; 1: no matter of chance.
     """
 
     breaks: Callable[[pytest.MonkeyPatch], None]
@@ -208,10 +211,10 @@ def _at_once(broken: Callable[[pathlib.Path], bool]) -> Callable[[Audited, int],
 
 CONTROLS = {
     "noise x0.9": Control(mutations.noise_times_0_9, _by(measure, neighbours.EXTREME), 30_000),
-    "bounding dropped": Control(mutations.bounding_dropped, _by(measure, neighbours.EXTREME), 3000),
+    "bounding dropped": Control(mutations.bounding_dropped, _by(measure, neighbours.EXTREME), 1000),
     "L2 scaling per block": Control(mutations.scaled_by_block, _by(measure_mechanism, budget.COOCCURRENCE), 10_000),
     "off-diagonal noise a further sqrt(2) too small": Control(
-        mutations.off_diagonal_noise_too_small, _by(measure_mechanism, budget.COOCCURRENCE), 10_000
+        mutations.off_diagonal_noise_too_small, _by(measure_mechanism, budget.COOCCURRENCE), 30_000
     ),
     "selection without noise": Control(mutations.selection_without_noise, _by(keys_of_a_crowd), 1000),
     "selection with the threshold for one item": Control(mutations.threshold_for_one_item, _by(keys_of_one), 10_000),
@@ -234,15 +237,24 @@ CONTROLS = {
 }
 
 
+INVARIANTS = (
+    invariants.released_twice,
+    invariants.both_attempts_seen,
+    invariants.windows_hang_on_events,
+    invariants.model_hangs_on_events,
+    invariants.manifest_hangs_on_events,
+)
+
+
 def caught(audited: Audited, control: Control, runs: int) -> bool:
     """Whether a control is caught with so many runs."""
     with pytest.MonkeyPatch.context() as patch:
         control.breaks(patch)
-        audited._beside.clear()
+        audited.forget()
         try:
             return control.looks(audited, runs)
         finally:
-            audited._beside.clear()
+            audited.forget()
 
 
 def caught_after(audited: Audited, control: Control) -> int | None:

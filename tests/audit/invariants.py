@@ -65,7 +65,7 @@ class _Window:
 
     def commit(self, attempt: str, granted: list[ledger.Grant], parts: list[str]) -> None:
         """Publishes an attempt, if it may be; then readers look."""
-        manifest = {**self.planned.charge(), "reports": {}}
+        manifest = {**self.planned.charge(), "reports": {"selection": "", "counts": "", "cooccurrence": ""}}
         with contextlib.suppress(errors.AlreadyReleasedError):
             commit.commit(parts, granted, self.kept.place, self.planned.ledger_url, attempt, manifest)
         self.seen |= {(id_, self.kept.manifest(id_)["attempt"]) for id_ in self.kept.release_ids()}

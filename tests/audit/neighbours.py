@@ -97,9 +97,9 @@ class Case(NamedTuple):
 
 
 def _often(times: Sequence[str] = _WEEKS, ids: str = "", items: str = ITEMS, **more) -> list[str]:
-    """Eve with more events on each of the items than count, in each window."""
+    """Eve on more items than count, with more events on each than count, at each of some times."""
     return [
-        event("eve", item, f"{ids}{at}{item}{again}", at, **more) for at in times for item in items for again in range(LINF + 1)
+        event("eve", item, f"{ids}{at}{item}{again}", at, **more) for at in times for item in items for again in range(5 * LINF)
     ]
 
 
