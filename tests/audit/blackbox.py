@@ -12,7 +12,7 @@ from pipelines import plan
 from tests.audit import bounds, invariants, mutations, neighbours, releases
 from tests.pipelines import test_guard
 from transforms.privacy import budget
-from transforms.release import selection
+from transforms.release import evaluation, selection
 
 RUNS = 100_000
 PILOT = 1000
@@ -21,7 +21,7 @@ LADDER = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 
 
 class Audited:
-    """The audited jobs: one with a catalogue and two windows, one without a catalogue."""
+    """The audited jobs: one with a catalogue and two windows, one without a catalogue, and one that evaluates."""
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
@@ -29,6 +29,8 @@ class Audited:
         self.planned = neighbours.plans(self.job)
         self.private_job = neighbours.write(directory / "private", is_public=False)
         self.private = neighbours.plans(self.private_job)
+        held_out = neighbours.write(directory / "evaluated", flags=neighbours.HELD_OUT)
+        self.evaluated = plan.plan_evaluation(held_out.evaluation_of(*held_out.window.bounds(0)), 2, {})
         with_items = neighbours.neighbours(self.job, self.planned, neighbours.CASES[neighbours.EXTREME])
         self.extreme = neighbours.direction(self.planned, with_items)
         self._new, self._beside = 0, dict[Any, tuple[releases.Released, releases.Released]]()
@@ -75,7 +77,7 @@ class Row(NamedTuple):
     is_within: bool
 
 
-N_ROWS = len(neighbours.CASES) + len(neighbours.MECHANISMS) + 2
+N_ROWS = len(neighbours.CASES) + len(neighbours.MECHANISMS) + 3
 """Bounds in the table, for Bonferroni."""
 
 
@@ -177,11 +179,41 @@ def two_windows_of_scores(audited: Audited, runs: int) -> Row:
     return _gaussian("scores of two windows", samples, claimed, claimed / 2**0.5, runs)
 
 
+def measure_evaluation(audited: Audited, runs: int) -> Row:
+    """A held-out user of whom every value is the largest, in one window, beside others whose values are in the middle."""
+    planned = audited.evaluated
+    params = evaluation.EvaluationParams(
+        planned.mechanisms[budget.EVALUATION],
+        [("popularity", None)],
+        ["one", "other"],
+        20,
+        planned.job.window.start,
+        planned.job.window.end,
+    )
+    exact = []
+    for lines in (neighbours.CROWD, [*neighbours.CASES[neighbours.EXTREME].does, *neighbours.CROWD]):
+        neighbours.put(planned.job, lines)
+        given = neighbours.contributions(planned)
+        # Eve is the one with several items.
+        asked = evaluation.exact_sums(given, lambda _, items: np.full(2, 1.0 if len(items) > 1 else 0.5), params.n_values)
+        exact.append(evaluation.add_sums([asked], params.n_values))
+    along = (exact[1] - exact[0]) * 2.0**-evaluation.GRID_BITS
+    samples = [bounds.Sample(*(releases.means(params, of_set, n) @ along for of_set in exact)) for n in (PILOT, runs)]
+    claimed = 1 / params.mechanism.noise_multiplier
+    return _gaussian(
+        "evaluation on held-out users, one window",
+        samples,
+        claimed,
+        float(np.linalg.norm(along)) / params.mechanism.noise_sd,
+        runs,
+    )
+
+
 def rows(audited: Audited, runs: int = RUNS) -> list[Row]:
     """The whole table."""
     found = [measure(audited, name, runs) for name in neighbours.CASES]
     found += [measure_mechanism(audited, name, runs) for name in neighbours.MECHANISMS]
-    return [*found, keys_of_one(audited, runs), keys_of_a_crowd(audited, runs)]
+    return [*found, measure_evaluation(audited, runs), keys_of_one(audited, runs), keys_of_a_crowd(audited, runs)]
 
 
 # Negative controls

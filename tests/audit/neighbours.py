@@ -141,7 +141,11 @@ CASES = {
 EXTREME = "most partitions and events"
 
 
-def write(directory: pathlib.Path, is_public: bool = True) -> config.Job:
+HELD_OUT = ["--evaluation.budget_share=0.25", "--counts.budget_share=0.25"]
+"""Flags of a job whose models are evaluated on held-out users."""
+
+
+def write(directory: pathlib.Path, is_public: bool = True, flags: Sequence[str] = ()) -> config.Job:
     """Writes the audited job, and makes its budget the contract."""
     epsilon, delta = (EPSILON, DELTA) if is_public else (4.0, 0.05)
     text = _JOB + (_PUBLIC if is_public else _PRIVATE)
@@ -153,7 +157,7 @@ def write(directory: pathlib.Path, is_public: bool = True) -> config.Job:
     (directory / "events.csv").write_text(_HEADER + "\n")
     pseudonym.write_key(directory / "pseudonym.key")
     (directory / "job.toml").write_text(text.format(directory=directory, epsilon=epsilon, delta=delta))
-    job, _ = config.load(directory / "job.toml", [])
+    job, _ = config.load(directory / "job.toml", flags)
     contract.init(job)
     return job
 

@@ -13,7 +13,7 @@ from pipelines import plan
 from tests.audit import neighbours
 from tests.audit.bounds import Sample
 from transforms.privacy import budget
-from transforms.release import cooccurrence, counts, selection
+from transforms.release import cooccurrence, counts, evaluation, selection
 
 _TRIALS_A_BLOCK = 32
 
@@ -67,6 +67,16 @@ def paired(planned: plan.Plan, exact: neighbours.Exact, trials: int) -> np.ndarr
         # Where a cell of the upper triangle of a matrix lies among its rows.
         place = (first + row) * size - (first + row) * (first + row + 1) // 2 + first + col
         found[start : start + n] = released["value"].to_numpy()[place]
+    return found
+
+
+def means(params: evaluation.EvaluationParams, exact: np.ndarray, trials: int) -> np.ndarray:
+    """What readers learn of the sums on held-out users, (trials, 1 + n_values): from the released means and number of users."""
+    found = np.empty((trials, 1 + params.n_values))
+    for trial in range(trials):
+        released = evaluation.release_means(exact, params, "")
+        users = released["users"].to_numpy()
+        found[trial] = users[0], *(released["value"].to_numpy() - 0.5) * users
     return found
 
 
