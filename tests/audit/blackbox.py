@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -209,11 +209,11 @@ def measure_evaluation(audited: Audited, runs: int) -> Row:
     )
 
 
-def rows(audited: Audited, runs: int = RUNS) -> list[Row]:
+def rows(audited: Audited, runs: int = RUNS) -> Iterator[Row]:
     """The whole table."""
-    found = [measure(audited, name, runs) for name in neighbours.CASES]
-    found += [measure_mechanism(audited, name, runs) for name in neighbours.MECHANISMS]
-    return [*found, measure_evaluation(audited, runs), keys_of_one(audited, runs), keys_of_a_crowd(audited, runs)]
+    yield from (measure(audited, name, runs) for name in neighbours.CASES)
+    yield from (measure_mechanism(audited, name, runs) for name in neighbours.MECHANISMS)
+    yield from (look(audited, runs) for look in (measure_evaluation, keys_of_one, keys_of_a_crowd))
 
 
 # Negative controls
