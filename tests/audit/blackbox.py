@@ -27,9 +27,11 @@ class Audited:
         self.directory = directory
         self.job = neighbours.write(directory / "public")
         self.planned = neighbours.plans(self.job)
-        self.private_job = neighbours.write(directory / "private", is_public=False)
+        self.private_job = neighbours.write(
+            directory / "private", [*neighbours.WHOLE, *neighbours.LARGE_NOISE], catalogue=False
+        )
         self.private = neighbours.plans(self.private_job)
-        held_out = neighbours.write(directory / "evaluated", flags=neighbours.HELD_OUT)
+        held_out = neighbours.write(directory / "evaluated", neighbours.HELD_OUT)
         self.evaluated = plan.plan_evaluation(held_out.evaluation_of(*held_out.window.bounds(0)), 2, {})
         with_items = neighbours.neighbours(self.job, self.planned, neighbours.CASES[neighbours.EXTREME])
         self.extreme = neighbours.direction(self.planned, with_items)

@@ -21,8 +21,9 @@ from transforms.privacy import budget
 from transforms.release import cooccurrence, counts, selection
 
 ITEMS = "abc"
-L0, LINF = 2, 2
+LINF = 2
 EPSILON, DELTA = 8.0, 1e-6
+"""Of the contract of both windows."""
 MECHANISMS = (budget.SELECTION, budget.COUNTS_USERS, budget.COUNTS_EVENTS, budget.COOCCURRENCE)
 
 _JOB = """
@@ -36,9 +37,10 @@ paths = ["{directory}/events.csv"]
 columns = {{ event_id = "event_id", value = "value", arrival_time = "arrival_time" }}
 event_types = {{ view = 1.0 }}
 weigh_by_value = true
+{catalogue}
 [privacy]
-total_epsilon = {epsilon}
-total_delta = {delta}
+total_epsilon = 8.0
+total_delta = 1e-6
 expected_users = 1000
 allow_large_delta = true
 key_file = "{directory}/pseudonym.key"
@@ -50,27 +52,25 @@ end = 2025-01-15
 size = "1w"
 budget_share = 0.5
 slack_seconds = 3600
+[selection]
+budget_share = 0.25
+max_partitions_contributed = 10
 [counts]
+budget_share = 0.5
 max_partitions_contributed = 2
 max_contributions_per_partition = 2
-"""
-_PUBLIC = """budget_share = 0.5
-[selection]
-budget_share = 0.25
 [cooccurrence]
 budget_share = 0.25
-max_items = 3
-[catalogue]
-path = "{directory}/items.csv"
-"""
-_PRIVATE = """budget_share = 0.4
-[selection]
-budget_share = 0.2
-max_partitions_contributed = 10
-[cooccurrence]
-budget_share = 0.4
 max_items = 10
 """
+_CATALOGUE = '[catalogue]\npath = "{directory}/items.csv"'
+WHOLE = ["--window.size=all", "--window.budget_share=1", "--privacy.total_epsilon=4", "--privacy.total_delta=0.05"]
+"""Flags of a job of one window, at a contract where hockey-stick divergence has power."""
+LARGE_NOISE = ["--selection.budget_share=0.2", "--counts.budget_share=0.4", "--cooccurrence.budget_share=0.4"]
+"""Flags with which the threshold for many items is well above that for one."""
+HELD_OUT = ["--evaluation.budget_share=0.25", "--counts.budget_share=0.25"]
+"""Flags of a job whose models are evaluated on held-out users."""
+
 _HEADER = "event_id,privacy_id,item_id,value,event_time,arrival_time"
 _WEEKS = ("2025-01-03T12:00", "2025-01-10T12:00")
 
@@ -141,22 +141,15 @@ CASES = {
 EXTREME = "most partitions and events"
 
 
-HELD_OUT = ["--evaluation.budget_share=0.25", "--counts.budget_share=0.25"]
-"""Flags of a job whose models are evaluated on held-out users."""
-
-
-def write(directory: pathlib.Path, is_public: bool = True, flags: Sequence[str] = ()) -> config.Job:
+def write(directory: pathlib.Path, flags: Sequence[str] = (), catalogue: bool = True) -> config.Job:
     """Writes the audited job, and makes its budget the contract."""
-    epsilon, delta = (EPSILON, DELTA) if is_public else (4.0, 0.05)
-    text = _JOB + (_PUBLIC if is_public else _PRIVATE)
-    if not is_public:
-        text = text.replace("budget_share = 0.5\nslack", "slack").replace('size = "1w"\n', "")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "items.csv").write_text("item_id,title\n" + "".join(f"{item},{item}\n" for item in ITEMS))
     (directory / "opt_out.txt").write_text("")
     (directory / "events.csv").write_text(_HEADER + "\n")
     pseudonym.write_key(directory / "pseudonym.key")
-    (directory / "job.toml").write_text(text.format(directory=directory, epsilon=epsilon, delta=delta))
+    section = _CATALOGUE.format(directory=directory) if catalogue else ""
+    (directory / "job.toml").write_text(_JOB.format(directory=directory, catalogue=section))
     job, _ = config.load(directory / "job.toml", flags)
     contract.init(job)
     return job
@@ -164,13 +157,13 @@ def write(directory: pathlib.Path, is_public: bool = True, flags: Sequence[str] 
 
 def plans(job: config.Job) -> list[plan.Plan]:
     """What each window's release does and costs, as `pipelines.release` plans it."""
-    found, public = [], source.public_items(job)
-    windows = range(job.window.closed_count(job.window.end + job.window.slack)) if job.window.size != "all" else [None]
-    for number in windows:
-        one = job
-        if number is not None:
-            start, end = job.window.bounds(number)
-            one = job.model_copy(update={"window": job.window.model_copy(update={"start": start, "end": end})})
+    public = source.public_items(job)
+    if job.window.size == "all":
+        return [plan.plan(job, public)]
+    found = []
+    for number in range(job.window.closed_count(job.window.end + job.window.slack)):
+        start, end = job.window.bounds(number)
+        one = job.model_copy(update={"window": job.window.model_copy(update={"start": start, "end": end})})
         found.append(plan.plan(one, public))
     return found
 
