@@ -37,6 +37,7 @@ def scores(planned: plan.Plan, exact: neighbours.Exact, trials: int) -> np.ndarr
     released = selection.release_scores(table, params)
     found = np.full(trials * n_items, -np.inf)
     found[pc.index_in(released["item_id"], value_set=names).to_numpy()] = released["score"].to_numpy()
+    assert params.public_items is None or np.isfinite(found).all()
     return found.reshape(trials, n_items)
 
 
