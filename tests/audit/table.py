@@ -20,8 +20,7 @@ CONTROLS = "\n| control | caught with how many runs |\n|---|---|"
 
 def case(row: blackbox.Row) -> str:
     """A line of Markdown."""
-    exact = "" if row.exact is None else f"{row.exact:.3g}"
-    return f"| {row.case} | {row.unit} | {row.claimed:.3g} | {exact} | {row.measured:.3g} |"
+    return f"| {row.case} | {row.unit} | {row.claimed:.3g} | {row.exact:.3g} | {row.measured:.3g} |"
 
 
 def control(name: str, runs: int | None) -> str:
