@@ -41,8 +41,9 @@ def mu(sample: Sample, cut: float, error: float) -> float:
     """A lower bound on the mu of Gaussian differential privacy, from both error rates of telling the two apart at a cut.
 
     mu-GDP lets no test have error rates below Phi(Phi^-1(1 - alpha) - mu) (Dong, Roth and Su 2022, definition 2.6), so mu is
-    at least Phi^-1(1 - alpha) - Phi^-1(beta). (Nasr et al. 2023, "Tight auditing of differentially private machine learning",
-    section 4: audits by this curve are tight for Gaussians where those by one (epsilon, delta) aren't.)
+    at least Phi^-1(1 - alpha) - Phi^-1(beta). (Nasr et al. 2023, "Tight auditing of differentially private machine learning":
+    audits by this curve are tight for Gaussians where those by one (epsilon, delta) aren't. jax_privacy's
+    CanaryScoreAuditor.epsilon_from_gdp does the same, at every threshold at once.)
     """
     alpha = upper(int(np.sum(sample.without > cut)), len(sample.without), error / 2)
     beta = upper(int(np.sum(sample.joined <= cut)), len(sample.joined), error / 2)
