@@ -5,6 +5,7 @@ the coins, and may abstain (Steinke, Nasr and Jagielski 2023, "Privacy auditing 
 than (epsilon, delta) allows show that the guarantee doesn't hold. Pure statistics: no event and no noise is here.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -75,6 +76,7 @@ def canaries_needed(epsilon: float, delta: float, significance: float = 0.05) ->
     return high
 
 
+@functools.cache
 def best_guesses(canaries: int, mu: float, delta: float, significance: float = 0.05) -> tuple[int, float]:
     """How many guesses promise the largest bound where the release is a Gaussian mechanism of 1/sigma = `mu`; and that bound.
 
