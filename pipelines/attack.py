@@ -157,10 +157,14 @@ def products(own: Terms, seen: Sums, mechanisms: Mapping[str, budget.Mechanism])
         budget.SELECTION: own.scores @ seen.scores,
         budget.COUNTS_USERS: own.users @ seen.users,
         budget.COUNTS_EVENTS: own.events @ seen.events,
-        # <x x^T, Y>: off the diagonal twice, where the noise has half the variance.
-        budget.COOCCURRENCE: np.asarray(own.rows.multiply(own.rows @ seen.matrix).sum(1)).ravel(),
+        budget.COOCCURRENCE: pair_products(own, seen.matrix),
     }
     return {name: values / variance(mechanisms[name]) for name, values in found.items()}
+
+
+def pair_products(own: Terms, matrix: np.ndarray) -> np.ndarray:
+    """<x x^T, matrix> for each user's row x, (m,): off the diagonal twice, where noise has half the variance."""
+    return np.asarray(own.rows.multiply(own.rows @ matrix).sum(1)).ravel()
 
 
 def grams(own: Terms, mechanisms: Mapping[str, budget.Mechanism]) -> dict[str, np.ndarray]:

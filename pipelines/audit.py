@@ -11,7 +11,7 @@ For events that are nobody's secret: the attacker needs to know them. Nothing of
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,8 @@ LEAST_ITEMS = 8
 """To make canaries of."""
 SIGNIFICANCE = 0.05
 """How often a promise that is kept would be called broken, at most, for each output."""
+WAYS = 3
+"""In which coins are guessed, fixed beforehand; each has its part of the significance."""
 COUNTS, MODEL, ALL = "counts", "model", "all outputs"
 OUTPUTS = {
     budget.SELECTION: (budget.SELECTION,),
@@ -43,6 +45,8 @@ OUTPUTS = {
 """By output, the mechanisms that it rests on."""
 AS_PROMISED, WITHOUT_NOISE = "as promised", "without noise"
 
+_Mechanisms = Mapping[str, budget.Mechanism]
+
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +56,7 @@ class Bound(NamedTuple):
     Attributes:
         claimed: the epsilon of the mechanisms behind it, at the job's delta.
         at_best: what guesses would show where no canary is like another: noise as claimed leaves no more than that to see.
-        guesses: how many were made: of the two numbers of guesses fixed beforehand, the one that shows more.
+        guesses: how many were made: in the one of WAYS that shows the most.
         correct: how many of them were right.
         lower: epsilon is above this with 95 % confidence.
     """
@@ -109,21 +113,24 @@ def run(job: config.Job, canaries: int = CANARIES, epsilon: float = EPSILON, run
         )
     evaluate.check(job, "audit")
     job = job.model_copy(update={"privacy": job.privacy.model_copy(update={"total_epsilon": epsilon})})
+    delta, alone = job.privacy.total_delta, SIGNIFICANCE / WAYS
+    try:
+        needed = auditing.canaries_needed(epsilon, delta, alone)
+    except ValueError as error:
+        raise config.JobFileError(f"audit: --epsilon {epsilon:g}: {error} Take a smaller one.") from error
+    runs = runs or -(-needed // canaries)
     world = _read(job)
     planned = plan.plan(job, None if world.public is None else world.public.table["item_id"].combine_chunks())
-    delta, alone = job.privacy.total_delta, SIGNIFICANCE / 2
-    needed = auditing.canaries_needed(epsilon, delta, alone)
-    runs = runs or -(-needed // canaries)
     cases = {AS_PROMISED: planned, WITHOUT_NOISE: evaluate.without_noise(planned)}
     bounds = {}
     for case, each in cases.items():
         coins, guesses = [], []
         for number in range(runs):
             log.info("%s: run %d of %d, %d canaries", case, number + 1, runs, canaries)
-            drawn, found = _guess(world, each, canaries)
+            drawn, found = _guess(world, each, [of.mechanisms for of in cases.values()], canaries)
             coins.append(drawn)
             guesses.append(found)
-        scores = {name: np.concatenate([found[name] for found in guesses]) for name in OUTPUTS}
+        scores = {name: np.concatenate([found[name] for found in guesses], axis=1) for name in OUTPUTS}
         bounds[case] = {name: _bound(planned, name, scores[name], np.concatenate(coins)) for name in OUTPUTS}
     facts = {
         "data": job.evaluation.data,
@@ -188,8 +195,16 @@ def _items_of_each(job: config.Job, n_items: int) -> int:
     return max(2, most)
 
 
-def _guess(world: _World, planned: plan.Plan, canaries: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """One run: the coins (m,), and by output a score (m,) of each canary, the higher the likelier it was in."""
+def _guess(
+    world: _World, planned: plan.Plan, suspected: Sequence[_Mechanisms], canaries: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One run: the coins (m,), and by output scores (s, m) of the canaries, the higher the likelier one was in.
+
+    Args:
+        planned: the release.
+        suspected: s ideas of its noise, with each of which the attacker decodes.
+        canaries: m.
+    """
     tosses = noise.stream(noise.fresh_key())
     ids, batch = _canaries(world, canaries, tosses)
     coins = tosses.integers(0, 2, canaries).astype(bool)
@@ -197,7 +212,7 @@ def _guess(world: _World, planned: plan.Plan, canaries: int) -> tuple[np.ndarray
     rows = _contributions(world.job, [*world.batches, batch.filter(is_in)])
     released = attack.release(world.job, planned, rows, world.public)
     own = attack.terms(planned, released.tables.items, _contributions(world.job, [batch]), ids)
-    return coins, _scores(world, planned, released, own)
+    return coins, _scores(world, planned, suspected, released, own)
 
 
 def _canaries(world: _World, canaries: int, tosses: np.random.Generator) -> tuple[pa.Array, pa.Table]:
@@ -230,39 +245,47 @@ def _canaries(world: _World, canaries: int, tosses: np.random.Generator) -> tupl
     return ids, batch
 
 
-def _scores(world: _World, planned: plan.Plan, released: attack.Released, own: attack.Terms) -> dict[str, np.ndarray]:
-    """By output a score of each canary: the likelier it was in, the higher."""
-    items, mechanisms = released.tables.items, planned.mechanisms
-    base = attack.exact(planned, items, world.rows)
-    seen, like = attack.products(own, attack.noisy(planned, released).less(base), mechanisms), attack.grams(own, mechanisms)
-    found = {}
-    for name, behind in OUTPUTS.items():
-        if name != MODEL:
+def _scores(
+    world: _World, planned: plan.Plan, suspected: Sequence[_Mechanisms], released: attack.Released, own: attack.Terms
+) -> dict[str, np.ndarray]:
+    base = attack.exact(planned, released.tables.items, world.rows)
+    seen = attack.noisy(planned, released).less(base)
+    more = _more(world, released, base.matrix + (own.rows.T @ own.rows).toarray() / 2)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in OUTPUTS}
+    for mechanisms in suspected:
+        sums, like = attack.products(own, seen, mechanisms), attack.grams(own, mechanisms)
+        for name, behind in OUTPUTS.items():
+            if name == MODEL:
+                unit = attack.pair_products(own, more) / attack.variance(mechanisms[budget.COOCCURRENCE])
+                found[name].append(auditing.decode(unit, like[budget.COOCCURRENCE]))
+                continue
             gram = np.sum([like[mechanism] for mechanism in behind], axis=0)
-            sums = np.sum([seen[mechanism] for mechanism in behind], axis=0)
             # Known is also that each canary is in with probability 1/2.
-            found[name] = auditing.decode(sums - gram.sum(1) / 2, gram)
-    half = base.matrix + (own.rows.T @ own.rows).toarray() / 2
-    found[MODEL] = _model_scores(world, planned, released, own, half, like[budget.COOCCURRENCE])
-    return found
+            centred = np.sum([sums[mechanism] for mechanism in behind], axis=0) - gram.sum(1) / 2
+            found[name].append(auditing.decode(centred, gram))
+    return {name: np.array(scores) for name, scores in found.items()}
 
 
-def _model_scores(
-    world: _World, planned: plan.Plan, released: attack.Released, own: attack.Terms, expected: np.ndarray, gram: np.ndarray
-) -> np.ndarray:
-    """A score of each canary from recommendations: how much more its items recommend one another than in a model of half."""
+def _more(world: _World, released: attack.Released, expected: np.ndarray) -> np.ndarray:
+    """How much more the kept items recommend one another than in a model of the matrix that is expected, (k, k)."""
     row, col = np.triu_indices(len(expected))
     pairs = pa.table([row.astype(np.int32), col.astype(np.int32), expected[row, col]], schema=tables.ITEM_PAIRS)
     found = released.tables
-    expecting = attack.recommending(world.job, found.items, pairs, found.noise_sd, world.public)
-    more = released.recommending - expecting
+    more = released.recommending - attack.recommending(world.job, found.items, pairs, found.noise_sd, world.public)
     np.fill_diagonal(more, 0)
-    unit = np.asarray(own.rows.multiply(own.rows @ more).sum(1)).ravel()
-    return auditing.decode(unit / attack.variance(planned.mechanisms[budget.COOCCURRENCE]), gram)
+    return more
 
 
 def _bound(planned: plan.Plan, name: str, scores: np.ndarray, coins: np.ndarray) -> Bound:
-    """The larger of two bounds, each at half the significance: of the guesses that the promise makes best, and of all."""
+    """The largest of the bounds of WAYS: the guesses that the claim makes best, decoded as if noise were as claimed and as if
+    there were none; and all guesses, as if there were none.
+
+    Args:
+        planned: as promised.
+        name: of the output.
+        scores: (2, n), decoded with the noise claimed, and with none.
+        coins: (n,).
+    """
     behind = [planned.mechanisms[each] for each in OUTPUTS[name]]
     composition, delta = planned.job.privacy.composition, planned.job.privacy.total_delta
     cost = privacy_filter.total_cost(composition, (each.noise_multiplier for each in behind))
@@ -270,11 +293,12 @@ def _bound(planned: plan.Plan, name: str, scores: np.ndarray, coins: np.ndarray)
     claimed = privacy_filter.spent_epsilon(composition, cost, delta - set_aside)
     mu = math.sqrt(math.fsum(each.noise_multiplier**-2 for each in behind))
     n = len(coins)
-    best, at_best = auditing.best_guesses(n, mu, delta, SIGNIFICANCE / 2)
+    alone = SIGNIFICANCE / WAYS
+    best, at_best = auditing.best_guesses(n, mu, delta, alone)
     found = []
-    for guesses in (best, n):
-        correct = auditing.correct_guesses(scores, coins, guesses)
-        lower = auditing.epsilon_lower_bound(n, guesses, correct, delta, SIGNIFICANCE / 2)
+    for decoded, guesses in ((scores[0], best), (scores[1], best), (scores[1], n)):
+        correct = auditing.correct_guesses(decoded, coins, guesses)
+        lower = auditing.epsilon_lower_bound(n, guesses, correct, delta, alone)
         found.append(Bound(claimed, at_best, guesses, correct, lower))
     return max(found, key=lambda bound: bound.lower)
 

@@ -42,7 +42,7 @@ def test_so_many_canaries_are_needed_and_one_less_is_too_few(epsilon, delta, sig
 
 
 def test_no_number_of_canaries_shows_what_delta_hides():
-    with pytest.raises(ValueError, match=r"no number of guesses rejects epsilon = 1 at delta = 0\.9"):
+    with pytest.raises(ValueError, match=r"1048576 right guesses don't exceed epsilon = 1 at delta = 0\.9"):
         auditing.canaries_needed(1, 0.9)
 
 

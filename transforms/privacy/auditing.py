@@ -13,6 +13,8 @@ from scipy import linalg, stats
 
 _STEPS = 30
 """Of the bisection."""
+MOST_CANARIES = 1 << 20
+"""More are not tried."""
 
 
 def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
@@ -63,13 +65,13 @@ def canaries_needed(epsilon: float, delta: float, significance: float = 0.05) ->
     """The least number of canaries of which right guesses alone exceed `epsilon`: with fewer nothing could be shown.
 
     Raises:
-        ValueError: at this delta none are enough.
+        ValueError: MOST_CANARIES are too few.
     """
     low, high = 0, 1
     while p_value(high, high, high, epsilon, delta) >= significance:
         low, high = high, 2 * high
-        if high > 1 << 40:
-            raise ValueError(f"canaries_needed: no number of guesses rejects epsilon = {epsilon} at delta = {delta}.")
+        if high > MOST_CANARIES:
+            raise ValueError(f"{MOST_CANARIES} right guesses don't exceed epsilon = {epsilon:g} at delta = {delta:g}.")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if p_value(middle, middle, middle, epsilon, delta) >= significance else (low, middle)
