@@ -101,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--k", type=_count, default=20, metavar="N", help="recommendations a user")
     measure.add_argument("--format", choices=("text", "json"), default="text")
     measure.set_defaults(command=_evaluate)
+    proof = _of_job(commands, "audit", "whether the job keeps its promise, by canaries on public or synthetic events")
+    proof.add_argument("--canaries", type=_count, default=1000, metavar="N", help="in each run; default: 1000")
+    proof.add_argument(
+        "--epsilon", type=_positive, default=8.0, metavar="E", help="the promise; default: 8 (at 1 it shows nothing)"
+    )
+    proof.add_argument("--runs", type=_count, metavar="N", help="default: as many as the control without noise needs")
+    proof.add_argument("--format", choices=("text", "json"), default="text")
+    proof.set_defaults(command=_audit)
     _add_models(commands.add_parser("models", help="which model people are served, and which they were", allow_abbrev=False))
     _add_tune(_of_job(commands, "tune", "what epsilon buys, and how best to spend it, by simulation"))
     told = commands.add_parser("report", help="an HTML page about what is published, and what it cost", allow_abbrev=False)
@@ -500,6 +508,16 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> None:
         )
     found = evaluate.run(_own_flags_only(arguments, flags), arguments.split, arguments.k)
     print(evaluate.as_json(found) if arguments.format == "json" else "\n".join(evaluate.as_text(found)))
+
+
+def _audit(arguments: argparse.Namespace, flags: list[str]) -> None:
+    from pipelines import audit
+
+    job = _own_flags_only(arguments, flags)
+    logging.getLogger("models").setLevel(logging.WARNING)  # dozens of models
+    found = audit.run(job, arguments.canaries, arguments.epsilon, arguments.runs)
+    print(audit.as_json(found) if arguments.format == "json" else "\n".join(audit.as_text(found)))
+    audit.check(found)
 
 
 def _tune(arguments: argparse.Namespace, flags: list[str]) -> None:

@@ -65,7 +65,7 @@ class Report(NamedTuple):
     category_shares: Figures
 
 
-class _Release(NamedTuple):
+class Release(NamedTuple):
     """ITEMS, ITEM_PAIRS and the noise off the matrix's diagonal."""
 
     items: pa.Table
@@ -97,26 +97,26 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
         errors.RefusedError: too many rows are malformed.
         errors.BadInputError: there is nobody to ask. And what `source.find` and `source.load_catalogue` raise.
     """
-    _check(job)
+    check(job, "evaluate")
     public = source.load_catalogue(job)
     public_ids = None if public is None else public.table["item_id"].combine_chunks()
-    batches = _read(job, public_ids)
+    batches = read(job, public_ids)
     ids = public_ids if public_ids is not None else _distinct_items(batches)
     rows = _numbered(batches, ids)
     met = splits.first_meetings(*rows)
     split, is_train, how = _split(job, split_by, met, rows)
     asked = _asked(met, split, len(ids))
     log.info("training on %d users, asking %d", asked.train.shape[0], asked.hidden.shape[0])
-    trained_on = _contributions(job, batches, is_train)
+    trained_on = contributions(job, batches, is_train)
     planned = plan.plan(job, public_ids)
     place = {item: number for number, item in enumerate(ids.to_pylist())}
-    release = _release(planned, trained_on)
-    popularity, private = _popularity(release.items, place), f"epsilon {planned.total.total_epsilon:g}"
-    model = _model(job, release, public, place)
+    released = release(planned, trained_on)
+    popularity, private = _popularity(released.items, place), f"epsilon {planned.total.total_epsilon:g}"
+    model = _model(job, released, public, place)
     scores = {
         POPULARITY: ranking.same_for_all(popularity, np.arange(len(ids))),
         private: model.scores,
-        WITHOUT_NOISE: _model(job, _release(_without_noise(planned), trained_on), public, place).scores,
+        WITHOUT_NOISE: _model(job, release(without_noise(planned), trained_on), public, place).scores,
     }
     lists = {name: ranking.rank(score, asked.history, k) for name, score in scores.items()}
     audit: tuple[Figures, Figures] = ({}, {})
@@ -135,7 +135,7 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
         "total_epsilon": planned.total.total_epsilon,
         "total_delta": planned.total.total_delta,
         "items": len(ids),
-        "items_kept": len(cooccurrence.kept_items(release.items)),
+        "items_kept": len(cooccurrence.kept_items(released.items)),
         "users_trained_on": asked.train.shape[0],
         "users_asked": asked.hidden.shape[0],
         "items_hidden": asked.hidden.nnz,
@@ -150,25 +150,29 @@ def weights(job: config.Job, public_ids: pa.Array | None) -> tuple[pa.Array, sp.
 
     Raises: as `run`.
     """
-    _check(job)
-    batches = _read(job, public_ids)
+    check(job, "evaluate")
+    batches = read(job, public_ids)
     ids = public_ids if public_ids is not None else _distinct_items(batches)
-    rows = _contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
+    rows = contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
     return ids, bounding.user_rows(rows, ids).weights
 
 
-def _check(job: config.Job) -> None:
+def check(job: config.Job, command: str) -> None:
+    """Makes sure that exact figures of the job's events may be shown, and that there is one window of files.
+
+    Raises: as `run`.
+    """
     if job.evaluation.data == "private":
-        raise ValueError("evaluate: the figures are exact: not for private data.")
+        raise ValueError(f"{command}: the figures are exact: not for private data.")
     if job.source.kind == "kafka":
-        raise config.JobFileError('evaluate: source.kind = "kafka": it reads files alone.')
+        raise config.JobFileError(f'{command}: source.kind = "kafka": it reads files alone.')
     if job.window.size != "all":
         raise config.JobFileError(
-            f"evaluate: window.size = {job.window.size!r}: it takes all of [start, end) as one window; say --window.size all."
+            f"{command}: window.size = {job.window.size!r}: it takes all of [start, end) as one window; say --window.size all."
         )
 
 
-def _read(job: config.Job, public_ids: pa.Array | None) -> list[pa.Table]:
+def read(job: config.Job, public_ids: pa.Array | None) -> list[pa.Table]:
     """Reads and decodes the job's events as a release does, with their times."""
     found = source.find(job, dt.datetime.now(dt.UTC), public_ids)
     decoding = found.reader.decoding
@@ -234,7 +238,7 @@ def _asked(met: splits.Interactions, split: splits.Split, n_items: int) -> _Aske
     )
 
 
-def _contributions(job: config.Job, batches: list[pa.Table], is_train: np.ndarray) -> pa.Table:
+def contributions(job: config.Job, batches: list[pa.Table], is_train: np.ndarray) -> pa.Table:
     """The rows that are trained on as CONTRIBUTIONS, all users in one bucket."""
     ends = np.cumsum([batch.num_rows for batch in batches])
     parts = [batch.filter(pa.array(mask)) for batch, mask in zip(batches, np.split(is_train, ends[:-1]), strict=True)]
@@ -242,12 +246,13 @@ def _contributions(job: config.Job, batches: list[pa.Table], is_train: np.ndarra
     return bounding.contributions(rows, job.source.event_types)
 
 
-def _without_noise(planned: plan.Plan) -> plan.Plan:
+def without_noise(planned: plan.Plan) -> plan.Plan:
+    """The same release with noise that nobody could see."""
     mechanisms = {name: dataclasses.replace(each, noise_multiplier=NO_NOISE) for name, each in planned.mechanisms.items()}
     return dataclasses.replace(planned, mechanisms=mechanisms)
 
 
-def _release(planned: plan.Plan, rows: pa.Table) -> _Release:
+def release(planned: plan.Plan, rows: pa.Table) -> Release:
     """What a release of these rows would say of items and pairs, less the ledger: for data that are nobody's secret."""
     params = plan.selection_params(planned)
     exact = selection.score_table(rows, params.max_partitions_contributed, planned.bounding_key)
@@ -257,7 +262,7 @@ def _release(planned: plan.Plan, rows: pa.Table) -> _Release:
     if len(cooccurrence.kept_items(items)):
         drawn_by = planned.job.cooccurrence.noise
         parts += [cooccurrence.release_block(part, noise_sd, drawn_by) for part in cooccurrence.partial_sums(rows, items)]
-    return _Release(items, pa.concat_tables(parts), noise_sd / math.sqrt(2))
+    return Release(items, pa.concat_tables(parts), noise_sd / math.sqrt(2))
 
 
 def _popularity(items: pa.Table, place: Mapping[str, int]) -> np.ndarray:
@@ -267,7 +272,7 @@ def _popularity(items: pa.Table, place: Mapping[str, int]) -> np.ndarray:
     return scores
 
 
-def _model(job: config.Job, release: _Release, public: Catalogue | None, place: Mapping[str, int]) -> _Model:
+def _model(job: config.Job, release: Release, public: Catalogue | None, place: Mapping[str, int]) -> _Model:
     """The job's model of a release, as the macro `recommend` asks it."""
     settings = job.model.settings
     released = training.read(release.items, release.pairs, release.noise_sd, public)

@@ -79,6 +79,7 @@ def test_every_command_and_macro_is_in_the_readme():
         "status",
         "budget",
         "evaluate",
+        "audit",
         "models",
         "tune",
         "report",

@@ -177,9 +177,9 @@ def test_what_it_trains_on_is_what_the_job_releases(tmp_path, monkeypatch, catal
     job = example.load(example.write_job(tmp_path, [*PEOPLE, PEOPLE[0]], catalogue=catalogue))
     manifest = store.Store(job.job.store).manifest(release.run(job))
     public = source.public_items(job)
-    batches = evaluate._read(job, public)
-    rows = evaluate._contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
-    ours = evaluate._release(plan.plan(job, public), rows)
+    batches = evaluate.read(job, public)
+    rows = evaluate.contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
+    ours = evaluate.release(plan.plan(job, public), rows)
     kept = store.Store(job.job.store)
     assert ours.items.equals(kept.read_table(manifest, "items", tables.ITEMS).combine_chunks())
     theirs = kept.read_table(manifest, "item_pairs", tables.ITEM_PAIRS)
@@ -194,8 +194,8 @@ def test_trains_on_what_the_split_says_and_on_nothing_else(world, monkeypatch, s
     """The rows that the release gets, as (user, item), are those of the split; so no two users are taken for one, either."""
     trained: list[pa.Table] = []
     asked: list[tuple] = []
-    release_of, matrices_of = evaluate._release, evaluate._asked
-    monkeypatch.setattr(evaluate, "_release", lambda planned, rows: trained.append(rows) or release_of(planned, rows))
+    release_of, matrices_of = evaluate.release, evaluate._asked
+    monkeypatch.setattr(evaluate, "release", lambda planned, rows: trained.append(rows) or release_of(planned, rows))
     monkeypatch.setattr(evaluate, "_asked", lambda *given: asked.append(given) or matrices_of(*given))
     job = config.load(world)[0]
     found = evaluate.run(job, split_by)

@@ -80,7 +80,7 @@ def test_a_simulated_release_without_noise_is_the_jobs_own(tmp_path, monkeypatch
     public = source.public_items(job)
     ids, rows = evaluate.weights(job, public)
     planned = plan.plan(job, public)
-    theirs = evaluate._release(planned, evaluate._contributions(job, evaluate._read(job, public), np.ones(120, bool)))
+    theirs = evaluate.release(planned, evaluate.contributions(job, evaluate.read(job, public), np.ones(120, bool)))
     items = simulate._items(planned, rows, ids, 0)
     assert items.equals(theirs.items)
     kept = [ids.to_pylist().index(item) for item in simulate.cooccurrence.kept_items(items).to_pylist()]

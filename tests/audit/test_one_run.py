@@ -1,0 +1,23 @@
+"""The one-run audit at the length that an epsilon of 8 takes: `make audit` runs this, some five minutes of processor time."""
+
+import json
+
+import pytest
+
+from pipelines import audit, cli
+
+
+@pytest.mark.slow
+def test_a_whole_job_at_epsilon_8_comes_near_its_best_and_breaks_its_promise_without_noise(capsys, tmp_path):
+    """Bounds are four units of epsilon below their claims where the promise is kept: flake probability far below 1e-6."""
+    world = tmp_path / "world"
+    assert cli.main(["synth", str(world), "--users", "2000", "--items", "300", "--seed", "7"]) == 0
+    assert cli.main(["key", str(world / "pseudonym.key")]) == 0
+    capsys.readouterr()
+    assert cli.main(["audit", str(world / "job.toml"), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kept, broken = (found["bounds"][case] for case in (audit.AS_PROMISED, audit.WITHOUT_NOISE))
+    assert 2.5 < kept["all outputs"]["lower"] < kept["all outputs"]["claimed"]
+    assert kept["cooccurrence"]["lower"] < kept["cooccurrence"]["claimed"]
+    assert {name for name, bound in broken.items() if bound["lower"] > bound["claimed"]} >= {"cooccurrence", "all outputs"}
+    assert broken["model"]["lower"] > 4
