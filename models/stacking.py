@@ -19,7 +19,7 @@ Estimator = collections.abc.Callable[[np.ndarray, float], np.ndarray]
 SHARE = 0.5
 """`first` has 1 + SHARE^2 times the noise's variance: near to what the estimators will get in the end."""
 SPLITS = 2
-"""Draws of E whose sums are added up."""
+"""Draws of E that are averaged over."""
 
 
 def stack(matrix: np.ndarray, noise_sd: float, estimators: collections.abc.Sequence[Estimator], seed: int) -> np.ndarray:
@@ -29,22 +29,30 @@ def stack(matrix: np.ndarray, noise_sd: float, estimators: collections.abc.Seque
 
 
 def weights(matrix: np.ndarray, noise_sd: float, estimators: collections.abc.Sequence[Estimator], seed: int) -> np.ndarray:
-    """Returns a weight for each estimator, not negative; off the diagonal alone they are to fit.
+    """Returns a weight for each estimator, not negative. Arguments as `foretell`."""
+    return nonnegative(*foretell(matrix, noise_sd, estimators, seed))
+
+
+def foretell(
+    matrix: np.ndarray, noise_sd: float, estimators: collections.abc.Sequence[Estimator], seed: int, splits: int = SPLITS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the guesses' products with one another, (k, k), and with `second`, (k,): means over splits, off the diagonal.
 
     Args:
         matrix: (n, n), symmetric.
         noise_sd: of its noise off the diagonal, Gaussian, independent.
-        estimators: at least one.
+        estimators: k, at least one.
         seed: of the splits' noise, which hides nothing and may be known.
+        splits: draws of E.
     """
     rng = np.random.default_rng(seed)
     products, targets = np.zeros((len(estimators), len(estimators))), np.zeros(len(estimators))
-    for _ in range(SPLITS):
+    for _ in range(splits):
         first, second = split(matrix, noise_sd, rng)
         guesses = [estimate(first, noise_sd * (1 + SHARE**2) ** 0.5) for estimate in estimators]
         products += [[inner(one, other) for other in guesses] for one in guesses]
         targets += [inner(guess, second) for guess in guesses]
-    return nonnegative(products, targets)
+    return products / splits, targets / splits
 
 
 def split(matrix: np.ndarray, noise_sd: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +60,11 @@ def split(matrix: np.ndarray, noise_sd: float, rng: np.random.Generator) -> tupl
     added = np.triu(rng.normal(0, noise_sd, matrix.shape), 1)
     added += added.T
     return matrix + SHARE * added, matrix - added / SHARE
+
+
+def explained(product: float, square: float) -> float:
+    """How much of a matrix's sum of squares the best multiple of a guess takes away; of their product, and the guess's own."""
+    return product**2 / square if product > 0 else 0.0
 
 
 def inner(one: np.ndarray, other: np.ndarray) -> float:
