@@ -34,14 +34,17 @@ def command(world: pathlib.Path, *flags: str) -> list[str]:
 def test_no_output_shows_more_than_its_claim_and_all_do_without_noise(capsys, world):
     """Of 40 guesses 39 would have to be right where 58 % of them are: a kept promise fails with probability below 1e-6.
 
-    Without noise all are: 40 canaries' scores of 70 items have one solution.
+    For scores and counts alone, whose claims are small, 32 are enough, which happens once in a few thousand times: then the
+    command ends with 9, as it should. Without noise all are right: 40 canaries' scores of 70 items have one solution.
     """
-    assert cli.main(command(world, "--format", "json")) == 0
+    code = cli.main(command(world, "--format", "json"))
     found = json.loads(capsys.readouterr().out)
     assert (found["data"], found["total_epsilon"], found["canaries"], found["runs"]) == ("synthetic", 2, 40, 1)
     kept, broken = (found["bounds"][case] for case in (audit.AS_PROMISED, audit.WITHOUT_NOISE))
     assert list(kept) == list(broken) == ["selection", "counts", "cooccurrence", "model", "all outputs"]
-    assert all(kept[name]["lower"] <= kept[name]["claimed"] for name in ("cooccurrence", "model", "all outputs"))
+    unlucky = {name for name, bound in kept.items() if bound["lower"] > bound["claimed"]}
+    assert unlucky <= {"selection", "counts"}
+    assert code == (9 if unlucky else 0)
     assert {name: bound["lower"] > bound["claimed"] for name, bound in broken.items()} == dict.fromkeys(broken, True)
     assert kept["all outputs"]["claimed"] == pytest.approx(2, abs=1e-6)
     # The model rests on scores and pairs alone.
