@@ -42,7 +42,9 @@ OUTPUTS = {
     MODEL: (budget.SELECTION, budget.COOCCURRENCE),
     ALL: (budget.SELECTION, budget.COUNTS_USERS, budget.COUNTS_EVENTS, budget.COOCCURRENCE),
 }
-"""By output, the mechanisms that it rests on."""
+"""By output, the mechanisms whose noise it has."""
+MOST_CANARIES = 4000
+"""In a run: a few matrices of all pairs of them are in memory, 128 MB each."""
 AS_PROMISED, WITHOUT_NOISE = "as promised", "without noise"
 
 _Mechanisms = Mapping[str, budget.Mechanism]
@@ -55,14 +57,14 @@ class Bound(NamedTuple):
 
     Attributes:
         claimed: the epsilon of the mechanisms behind it, at the job's delta.
-        at_best: what guesses would show where no canary is like another: noise as claimed leaves no more than that to see.
+        typical: what guesses usually show where no canary is like another and noise is as claimed.
         guesses: how many were made: in the one of WAYS that shows the most.
         correct: how many of them were right.
         lower: epsilon is above this with 95 % confidence.
     """
 
     claimed: float
-    at_best: float
+    typical: float
     guesses: int
     correct: int
     lower: float
@@ -102,7 +104,7 @@ def run(job: config.Job, canaries: int = CANARIES, epsilon: float = EPSILON, run
             guesses that are all right need to exceed the promise.
 
     Raises:
-        config.JobFileError: the job's data are private, or it isn't one over whole files.
+        config.JobFileError: the job's data are private, or it isn't one over whole files; there are too many canaries.
         errors.RefusedError: too many rows are malformed.
         errors.BadInputError: too few items are released to make canaries of. And what `source.find` raises.
     """
@@ -112,6 +114,11 @@ def run(job: config.Job, canaries: int = CANARIES, epsilon: float = EPSILON, run
             "synthetic events (`sottovoce synth`), and say so in [evaluation] data."
         )
     evaluate.check(job, "audit")
+    if canaries > MOST_CANARIES:
+        raise config.JobFileError(
+            f"audit: --canaries {canaries}: at most {MOST_CANARIES} in a run. Take more runs (--runs): "
+            "all canaries count together."
+        )
     job = job.model_copy(update={"privacy": job.privacy.model_copy(update={"total_epsilon": epsilon})})
     delta, alone = job.privacy.total_delta, SIGNIFICANCE / WAYS
     try:
@@ -286,21 +293,27 @@ def _bound(planned: plan.Plan, name: str, scores: np.ndarray, coins: np.ndarray)
         scores: (2, n), decoded with the noise claimed, and with none.
         coins: (n,).
     """
-    behind = [planned.mechanisms[each] for each in OUTPUTS[name]]
+    behind = [planned.mechanisms[each] for each in _costing(planned, name)]
     composition, delta = planned.job.privacy.composition, planned.job.privacy.total_delta
     cost = privacy_filter.total_cost(composition, (each.noise_multiplier for each in behind))
     set_aside = math.fsum(each.delta for each in behind)
     claimed = privacy_filter.spent_epsilon(composition, cost, delta - set_aside)
-    mu = math.sqrt(math.fsum(each.noise_multiplier**-2 for each in behind))
+    mu = math.sqrt(math.fsum(planned.mechanisms[each].noise_multiplier ** -2 for each in OUTPUTS[name]))
     n = len(coins)
     alone = SIGNIFICANCE / WAYS
-    best, at_best = auditing.best_guesses(n, mu, delta, alone)
+    best, typical = auditing.best_guesses(n, mu, delta, alone)
     found = []
     for decoded, guesses in ((scores[0], best), (scores[1], best), (scores[1], n)):
         correct = auditing.correct_guesses(decoded, coins, guesses)
         lower = auditing.epsilon_lower_bound(n, guesses, correct, delta, alone)
-        found.append(Bound(claimed, at_best, guesses, correct, lower))
+        found.append(Bound(claimed, typical, guesses, correct, lower))
     return max(found, key=lambda bound: bound.lower)
+
+
+def _costing(planned: plan.Plan, name: str) -> set[str]:
+    """The mechanisms that an output costs: noisy scores choose the items of the matrix, and without a catalogue of all."""
+    chosen = name != COUNTS or planned.items is None
+    return {*OUTPUTS[name], *([budget.SELECTION] if chosen else [])}
 
 
 def as_text(report: Report) -> Iterator[str]:
@@ -317,12 +330,12 @@ def as_text(report: Report) -> Iterator[str]:
     )
     yield ""
     cases = list(report.bounds)
-    head = ["output", "claimed", "at best", *(text for case in cases for text in (case, "guesses right"))]
+    head = ["output", "claimed", "typical", *(text for case in cases for text in (case, "guesses right"))]
     rows = []
     for name, bound in report.bounds[AS_PROMISED].items():
         found = [report.bounds[case][name] for case in cases]
         shown = [text for each in found for text in (f"{each.lower:.2f}", f"{each.correct} of {each.guesses}")]
-        rows.append([name, f"{bound.claimed:.2f}", f"{bound.at_best:.2f}", *shown])
+        rows.append([name, f"{bound.claimed:.2f}", f"{bound.typical:.2f}", *shown])
     yield from evaluate.table(head, rows)
 
 

@@ -68,7 +68,7 @@ def test_the_audit_at_length(tmp_path, capsys):
         rows, caught = table.audit(tmp_path, blackbox.RUNS, lambda line: print(line, flush=True))
     assert [row.case for row in rows if not row.is_within] == []
     assert None not in caught.values()
-    # An audit that never comes near proves little. Four standard deviations or more below what the table usually has.
+    # An audit that never comes near proves little. Seven standard deviations or more below what the table usually has.
     gaussian = len(neighbours.CASES) + len(neighbours.MECHANISMS)
     least = [0.9] * gaussian + [0.75] * (len(rows) - gaussian)
     assert [row.case for row, share in zip(rows, least, strict=True) if row.measured < share * row.exact] == []

@@ -48,7 +48,7 @@ def test_no_output_shows_more_than_its_claim_and_all_do_without_noise(capsys, wo
     assert {name: bound["lower"] > bound["claimed"] for name, bound in broken.items()} == dict.fromkeys(broken, True)
     assert kept["all outputs"]["claimed"] == pytest.approx(2, abs=1e-6)
     # The model rests on scores and pairs alone.
-    assert kept["cooccurrence"]["claimed"] < kept["model"]["claimed"] < 2
+    assert kept["selection"]["claimed"] < kept["cooccurrence"]["claimed"] == kept["model"]["claimed"] < 2
 
 
 def test_noise_that_is_left_out_ends_with_9(capsys, world, monkeypatch):
@@ -69,7 +69,7 @@ def test_shows_a_table_and_what_few_canaries_can_not_show_and_keeps_nothing(caps
     )
     assert re.search(r"right guesses alone would show 2\.\d\d \(12\d{3} canaries show the claim\)", note)
     assert re.split(r"\s{2,}", names) == [
-        "output", "claimed", "at best", "as promised", "guesses right", "without noise", "guesses right",
+        "output", "claimed", "typical", "as promised", "guesses right", "without noise", "guesses right",
     ]  # fmt: skip
     assert len(rows) == 5
     assert all(re.search(r"  \d\.\d\d  .*\d+ of \d+", row) for row in rows)
@@ -83,9 +83,10 @@ def test_shows_a_table_and_what_few_canaries_can_not_show_and_keeps_nothing(caps
     [
         (["--evaluation.data", "private"], 'audit: evaluation.data = "private" .*must know every event'),
         (["--window.size", "1w"], "audit: window.size = '1w': .* say --window.size all"),
+        (["--canaries", "4001"], r"audit: --canaries 4001: at most 4000 in a run\. Take more runs"),
         (["--epsilon", "20"], r"audit: --epsilon 20: 1048576 right guesses don't exceed .* smaller one"),
     ],
-    ids=["private", "windows", "an epsilon that nobody can show"],
+    ids=["private", "windows", "too many canaries", "an epsilon that nobody can show"],
 )
 def test_refuses_with_2_and_reads_nothing(capsys, world, monkeypatch, flags, message):
     monkeypatch.setattr(source, "find", lambda *_: pytest.fail("must not be read"))
