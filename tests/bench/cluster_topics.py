@@ -34,8 +34,8 @@ import pyarrow as pa
 from data import ledger, store
 from pipelines import config
 from runners import background, cluster, flink_rest, kafka
-from tests.audit import filling, trial
 from tests.bench import kafka as readers
+from tests.drill import filling, trial
 from tests.pipelines import example, topics
 from tests.runners import processes
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from data import synthetic
 from pipelines import config, replay, upgrade
 from runners import flink, kafka
-from tests.audit import trial
+from tests.drill import trial
 from tests.pipelines import topics
 from tests.pipelines.example import charges
 from transforms.ingest import kafka_client

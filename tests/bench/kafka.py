@@ -28,7 +28,7 @@ import kafka as kafka_python
 
 from pipelines import config, source, stream
 from runners import direct, kafka
-from tests.audit import trial
+from tests.drill import trial
 from tests.pipelines import topics as jobs
 from transforms import bounding
 from transforms.ingest import decode, events, formats, kafka_client, topics

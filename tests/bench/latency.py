@@ -25,7 +25,7 @@ import numpy as np
 from data import database, errors
 from pipelines import publish, release, stream
 from runners import kafka
-from tests.audit import trial
+from tests.drill import trial
 from tests.pipelines import topics
 from tests.pipelines.example import view
 from transforms.ingest import kafka_client

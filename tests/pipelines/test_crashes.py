@@ -1,4 +1,4 @@
-"""A killed release is finished by the same job: once visible, once paid. `make audit` has the long drill."""
+"""A killed release is finished by the same job: once visible, once paid. `make drill` has the long one."""
 
 import pytest
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines import cli, config, engine, release, sections
-from tests.audit import trial
+from tests.drill import trial
 from tests.pipelines import example
 from tests.pipelines.test_topics import until
 

@@ -216,7 +216,7 @@ def test_malformed_messages_go_to_their_topic_each_once_as_they_came(broker, tmp
 
 
 def test_a_broker_that_dies_in_the_middle_loses_no_event(kafka_jars, tmp_path, monkeypatch):
-    """`make audit` has the long drill."""
+    """`make drill` has the long one."""
     with kafka.Broker(tmp_path / "kafka") as dying:
         path, topic = topics.write_job(tmp_path, dying)
         job = topics.load(path, *DAYS)

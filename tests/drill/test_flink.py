@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import publish, release, stream
 from runners import cluster
-from tests.audit import trial
+from tests.drill import trial
 from tests.pipelines import topics
 from tests.pipelines.example import charges
 from tests.pipelines.test_topics import until

@@ -1,4 +1,4 @@
-"""The largest matrix fits where the forecast says. `make audit` runs this: a minute and a half, 9 GB."""
+"""The largest matrix fits where the forecast says. `make drill` runs this: a minute and a half, 9 GB."""
 
 import datetime as dt
 import os

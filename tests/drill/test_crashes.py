@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.audit import trial
+from tests.drill import trial
 from tests.pipelines import crashes, topics
 from tests.pipelines.example import view, write_job
 

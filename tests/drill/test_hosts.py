@@ -1,4 +1,4 @@
-"""A release on two hosts, by a shared folder or an object store: network and mount namespaces of this machine. `make audit`.
+"""A release on two hosts, by a shared folder or an object store: network and mount namespaces of this machine. `make drill`.
 
 Each host has an address, a /tmp and a cache of its own, and none of our code. Only root may make such hosts. What comes in, and
 what is staged for workers, is in a folder that they share.
@@ -18,8 +18,8 @@ import pytest
 from pipelines import release
 from runners import background, boot, cluster, flink_java, jars
 from tests import object_store
-from tests.audit import trial
 from tests.conftest import not_run
+from tests.drill import trial
 from tests.pipelines import example
 from tests.pipelines.test_topics import until
 from tests.runners.processes import wait_for

@@ -1,4 +1,4 @@
-"""Jobs over large topics against a query over the file, undisturbed and with everything that can die killed. `make audit`."""
+"""Jobs over large topics against a query over the file, undisturbed and with everything that can die killed. `make drill`."""
 
 import contextlib
 import datetime as dt
@@ -19,7 +19,7 @@ import pytest
 from data import errors
 from pipelines import config, release, stream
 from runners import kafka
-from tests.audit import filling, trial
+from tests.drill import filling, trial
 from tests.pipelines import example, topics
 from tests.pipelines.example import view
 from tests.pipelines.test_topics import figures, outcomes, until, without_noise
