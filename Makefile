@@ -20,9 +20,9 @@ demo: setup
 	$(BIN)/sottovoce query "from privacy_spent()"
 	$(BIN)/sottovoce budget show data/samples/online_retail.toml
 
-# Three processes on two cores: tests of streams and clusters wait for a good part of their time.
+# Three processes on two cores, of one thread each in linear algebra: tests of streams and clusters wait for much of their time.
 test: lint
-	$(BIN)/pytest -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff format --check .
