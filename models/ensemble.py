@@ -96,7 +96,7 @@ def fit(
     log.info("what features say, beside the tastes of the matrix: weight %.2f, gain %.3f", weight, gain)
     if weight < LEAST_WEIGHT and gain < LEAST_GAIN:
         return None
-    mixed = _mix([signal, _left_over(matrix, noise_sd, expected, rank)], [1 - weight, weight], rank)
+    mixed = _mix([signal, _left_over(matrix, noise_sd, expected @ expected.T, rank)], [1 - weight, weight], rank)
     tastes = hybrid.extend(mixed, known, sp.csr_matrix(sp.diags(popularity) @ loadings)).representation()
     shares = np.ones(len(popularity))
     shares[known] = np.sqrt(weight)
@@ -159,10 +159,10 @@ def weigh(matrix: np.ndarray, noise_sd: float, expected: np.ndarray, popularity:
         popularity: (m,), of the kept items.
     """
     top = np.argsort(-popularity, kind="stable")[:CHOSEN_ON]
-    noisy, known, shared = matrix[np.ix_(top, top)], expected[top], popularity[top]
+    noisy, said, shared = matrix[np.ix_(top, top)], expected[top] @ expected[top].T, popularity[top]
     guesses: list[stacking.Estimator] = [
         lambda noisy, sd: denoise.denoise(noisy, sd, rank).matrix(),
-        lambda noisy, sd: known @ known.T + _left_over(noisy, sd, known, rank).matrix(),
+        lambda noisy, sd: said + _left_over(noisy, sd, said, rank).matrix(),
     ]
     products, targets = stacking.foretell(noisy, noise_sd, guesses, SEED, SPLITS)
     by_matrix, by_both = stacking.nonnegative(products, targets)
@@ -170,14 +170,15 @@ def weigh(matrix: np.ndarray, noise_sd: float, expected: np.ndarray, popularity:
     weight = float(by_both / (by_matrix + by_both)) if by_matrix + by_both > 0 else 1.0
     by_features, by_popularity = (
         stacking.explained(stacking.inner(guess, noisy), stacking.inner(guess, guess))
-        for guess in (known @ known.T, np.outer(shared, shared))
+        for guess in (said, np.outer(shared, shared))
     )
     foretold = stacking.explained(targets[0], products[0, 0])
     return Evidence(weight, (by_features - by_popularity) / foretold if foretold > 0 else math.inf)
 
 
-def _left_over(matrix: np.ndarray, noise_sd: float, expected: np.ndarray, rank: int) -> denoise.Spectrum:
-    return denoise.denoise(matrix - expected @ expected.T, noise_sd, rank)
+def _left_over(matrix: np.ndarray, noise_sd: float, said: np.ndarray, rank: int) -> denoise.Spectrum:
+    """The low-rank signal in what C C^T, `said`, leaves of the matrix."""
+    return denoise.denoise(matrix - said, noise_sd, rank)
 
 
 def _mix(spectra: list[denoise.Spectrum], shares: list[float], rank: int) -> np.ndarray:
