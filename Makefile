@@ -1,6 +1,6 @@
 # make demo   sets everything up and runs the main job on the sample
 # make test   sets everything up, lints, checks types and import directions, and runs the tests
-# make audit  the privacy audits at length, with their tables, under half an hour;  make drill  kills, spoilt messages and what else is slow, hours;  make bench  speed, every row of docs/performance.md;  make format  formats;  make clean  removes what make made
+# make audit  the privacy audits at length, with their tables;  make drill  kills, spoilt messages and what else is slow;  make bench  speed, every row of docs/performance.md;  make format  formats;  make clean  removes what make made
 
 SHELL := /bin/sh
 VENV ?= .venv
