@@ -84,10 +84,11 @@ class BrokenPromiseError(errors.UserError):
 
 
 class _World(NamedTuple):
-    """What stays the same in all runs: the job's events, and which items the canaries have."""
+    """What stays the same in all runs: the job's events, its plan as promised, and which items the canaries have."""
 
     job: config.Job
     public: Catalogue | None
+    planned: plan.Plan
     batches: list[pa.Table]
     rows: pa.Table
     items: pa.Array
@@ -119,7 +120,7 @@ def run(job: config.Job, canaries: int = CANARIES, epsilon: float = EPSILON, run
             f"audit: --canaries {canaries}: at most {MOST_CANARIES} in a run. Take more runs (--runs): "
             "all canaries count together."
         )
-    job = job.model_copy(update={"privacy": job.privacy.model_copy(update={"total_epsilon": epsilon})})
+    job = config.changed(job, {"privacy.total_epsilon": epsilon})
     delta, alone = job.privacy.total_delta, SIGNIFICANCE / WAYS
     try:
         needed = auditing.canaries_needed(epsilon, delta, alone)
@@ -127,8 +128,7 @@ def run(job: config.Job, canaries: int = CANARIES, epsilon: float = EPSILON, run
         raise config.JobFileError(f"audit: --epsilon {epsilon:g}: {error} Take a smaller one.") from error
     runs = runs or -(-needed // canaries)
     world = _read(job)
-    planned = plan.plan(job, None if world.public is None else world.public.table["item_id"].combine_chunks())
-    cases = {AS_PROMISED: planned, WITHOUT_NOISE: evaluate.without_noise(planned)}
+    cases = {AS_PROMISED: world.planned, WITHOUT_NOISE: evaluate.without_noise(world.planned)}
     bounds = {}
     for case, each in cases.items():
         coins, guesses = [], []
@@ -138,7 +138,7 @@ def run(job: config.Job, canaries: int = CANARIES, epsilon: float = EPSILON, run
             coins.append(drawn)
             guesses.append(found)
         scores = {name: np.concatenate([found[name] for found in guesses], axis=1) for name in OUTPUTS}
-        bounds[case] = {name: _bound(planned, name, scores[name], np.concatenate(coins)) for name in OUTPUTS}
+        bounds[case] = {name: _bound(world.planned, name, scores[name], np.concatenate(coins)) for name in OUTPUTS}
     facts = {
         "data": job.evaluation.data,
         "data_set": job.job.data_set,
@@ -176,20 +176,16 @@ def check(report: Report) -> None:
 
 def _read(job: config.Job) -> _World:
     public = source.load_catalogue(job)
-    public_ids = None if public is None else public.table["item_id"].combine_chunks()
+    public_ids = source.ids_of(public)
     batches = evaluate.read(job, public_ids)
-    rows = _contributions(job, batches)
+    rows = evaluate.contributions(job, batches)
     # Those that a release keeps: on others, canaries would be in no matrix.
     planned = plan.plan(job, public_ids)
     found = selection.score_table(rows, job.selection.max_partitions_contributed, planned.bounding_key)
     kept = cooccurrence.kept_items(selection.release_scores(found, plan.selection_params(planned)))
     if len(kept) < LEAST_ITEMS:
         raise errors.BadInputError(f"audit: {len(kept)} items are kept, and canaries need at least {LEAST_ITEMS}.")
-    return _World(job, public, batches, rows, kept)
-
-
-def _contributions(job: config.Job, batches: list[pa.Table]) -> pa.Table:
-    return evaluate.contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
+    return _World(job, public, planned, batches, rows, kept)
 
 
 def _items_of_each(job: config.Job, n_items: int) -> int:
@@ -216,9 +212,9 @@ def _guess(
     ids, batch = _canaries(world, canaries, tosses)
     coins = tosses.integers(0, 2, canaries).astype(bool)
     is_in = pc.is_in(batch["privacy_id"], value_set=ids.filter(pa.array(coins)))
-    rows = _contributions(world.job, [*world.batches, batch.filter(is_in)])
+    rows = evaluate.contributions(world.job, [*world.batches, batch.filter(is_in)])
     released = attack.release(world.job, planned, rows, world.public)
-    own = attack.terms(planned, released.tables.items, _contributions(world.job, [batch]), ids)
+    own = attack.terms(planned, released.tables.items, evaluate.contributions(world.job, [batch]), ids)
     return coins, _scores(world, planned, suspected, released, own)
 
 
@@ -298,7 +294,7 @@ def _bound(planned: plan.Plan, name: str, scores: np.ndarray, coins: np.ndarray)
     cost = privacy_filter.total_cost(composition, (each.noise_multiplier for each in behind))
     set_aside = math.fsum(each.delta for each in behind)
     claimed = privacy_filter.spent_epsilon(composition, cost, delta - set_aside)
-    mu = math.sqrt(math.fsum(planned.mechanisms[each].noise_multiplier ** -2 for each in OUTPUTS[name]))
+    mu = math.sqrt(privacy_filter.total_cost("gaussian", (planned.mechanisms[each].noise_multiplier for each in OUTPUTS[name])))
     n = len(coins)
     alone = SIGNIFICANCE / WAYS
     best, typical = auditing.best_guesses(n, mu, delta, alone)

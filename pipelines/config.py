@@ -7,7 +7,7 @@ import datetime as dt
 import heapq
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +288,17 @@ def _lies_in(place: files.Name, directory: files.Name) -> bool:
     if files.is_url(place) or files.is_url(directory):
         return files.join(place, "").startswith(files.join(directory, ""))
     return Path(place).resolve().is_relative_to(Path(directory).resolve())
+
+
+def changed(job: Job, changes: Mapping[str, Any]) -> Job:
+    """Returns the job with other values of some keys, named as in the job file: section.key."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return job.model_copy(
+        update={section: getattr(job, section).model_copy(update=values) for section, values in sections.items()}
+    )
 
 
 def load(path: Path, flags: Sequence[str] = ()) -> tuple[Job, list[str]]:

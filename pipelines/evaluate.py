@@ -99,7 +99,7 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
     """
     check(job, "evaluate")
     public = source.load_catalogue(job)
-    public_ids = None if public is None else public.table["item_id"].combine_chunks()
+    public_ids = source.ids_of(public)
     batches = read(job, public_ids)
     ids = public_ids if public_ids is not None else _distinct_items(batches)
     rows = _numbered(batches, ids)
@@ -153,7 +153,7 @@ def weights(job: config.Job, public_ids: pa.Array | None) -> tuple[pa.Array, sp.
     check(job, "evaluate")
     batches = read(job, public_ids)
     ids = public_ids if public_ids is not None else _distinct_items(batches)
-    rows = contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
+    rows = contributions(job, batches)
     return ids, bounding.user_rows(rows, ids).weights
 
 
@@ -238,11 +238,13 @@ def _asked(met: splits.Interactions, split: splits.Split, n_items: int) -> _Aske
     )
 
 
-def contributions(job: config.Job, batches: list[pa.Table], is_train: np.ndarray) -> pa.Table:
-    """The rows that are trained on as CONTRIBUTIONS, all users in one bucket."""
-    ends = np.cumsum([batch.num_rows for batch in batches])
-    parts = [batch.filter(pa.array(mask)) for batch, mask in zip(batches, np.split(is_train, ends[:-1]), strict=True)]
-    rows = [rows for part in parts for _, rows in bounding.split_by_bucket(part, 1)]
+def contributions(job: config.Job, batches: list[pa.Table], is_train: np.ndarray | None = None) -> pa.Table:
+    """Rows as CONTRIBUTIONS, all users in one bucket: those that are trained on, or all."""
+    if is_train is not None:
+        ends = np.cumsum([batch.num_rows for batch in batches])
+        masks = np.split(is_train, ends[:-1])
+        batches = [batch.filter(pa.array(mask)) for batch, mask in zip(batches, masks, strict=True)]
+    rows = [rows for batch in batches for _, rows in bounding.split_by_bucket(batch, 1)]
     return bounding.contributions(rows, job.source.event_types)
 
 

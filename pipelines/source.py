@@ -267,7 +267,11 @@ def load_catalogue(job: config.Job) -> catalogue.Catalogue | None:
 
 def public_items(job: config.Job) -> pa.Array | None:
     """Reads the ids of the job's catalogue as it is now; None: it has none. Raises: as `load_catalogue`."""
-    public = load_catalogue(job)
+    return ids_of(load_catalogue(job))
+
+
+def ids_of(public: catalogue.Catalogue | None) -> pa.Array | None:
+    """Returns the ids of a catalogue's items; None: there is none."""
     return None if public is None else public.table["item_id"].combine_chunks()
 
 

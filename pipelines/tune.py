@@ -179,7 +179,7 @@ def _of_events(job: config.Job, k: int, users: int) -> tuple[simulate.Trials, di
             "say fitted: then users are made up from what is published."
         )
     public = source.load_catalogue(job)
-    ids, rows = evaluate.weights(job, None if public is None else public.table["item_id"].combine_chunks())
+    ids, rows = evaluate.weights(job, source.ids_of(public))
     asked = min(simulate.ASKED, math.ceil(rows.shape[0] * job.evaluation.held_out_share))
     left = rows.shape[0] - asked
     simulated = min(users, left)
@@ -197,19 +197,8 @@ def _of_events(job: config.Job, k: int, users: int) -> tuple[simulate.Trials, di
     return simulate.Trials(ids, public, people_of, k), facts
 
 
-def changed(job: config.Job, changes: Mapping[str, Any]) -> config.Job:
-    """Returns the job with other values of some keys, named as in the job file: section.key."""
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in changes.items():
-        section, _, key = name.partition(".")
-        sections.setdefault(section, {})[key] = value
-    return job.model_copy(
-        update={section: getattr(job, section).model_copy(update=values) for section, values in sections.items()}
-    )
-
-
 def _at(job: config.Job, epsilon: float) -> config.Job:
-    return changed(job, {"privacy.total_epsilon": epsilon})
+    return config.changed(job, {"privacy.total_epsilon": epsilon})
 
 
 def _point(trials: simulate.Trials, job: config.Job, epsilon: float, seeds: Sequence[int]) -> Point:
@@ -338,10 +327,10 @@ def _best_settings(
             **{key: value for key, value in setting.items() if key != "part"},
         }
 
-    found = keys(search(start, space, lambda setting: float(trials.recalls(changed(job, keys(setting)), seeds).mean())))
+    found = keys(search(start, space, lambda setting: float(trials.recalls(config.changed(job, keys(setting)), seeds).mean())))
     log.info("the best settings at epsilon %g are found", job.privacy.total_epsilon)
     own = {name: getattr(getattr(job, name.partition(".")[0]), name.partition(".")[2]) for name in found}
-    return found, own, changed(job, found)
+    return found, own, config.changed(job, found)
 
 
 def _best_counts(trials: simulate.Trials, job: config.Job, count_error: float | None, seed: int) -> dict[str, Any]:
@@ -358,7 +347,7 @@ def _best_counts(trials: simulate.Trials, job: config.Job, count_error: float | 
         }
 
         def error(bound: int, shared: Mapping[str, Any] = shared) -> float:
-            return trials.count_error(changed(job, {**shared, "counts.max_partitions_contributed": bound}), seed)
+            return trials.count_error(config.changed(job, {**shared, "counts.max_partitions_contributed": bound}), seed)
 
         bound = min((job.counts.max_partitions_contributed, *_COUNT_BOUNDS), key=error)
         best = {"counts.budget_share": share, "counts.max_partitions_contributed": bound}

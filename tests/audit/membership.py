@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from pipelines import attack, config, evaluate, plan, source, synth
 from transforms.ingest import pseudonym
 from transforms.privacy import auditing, budget, noise
+from transforms.privacy import filter as privacy_filter
 
 ATTACKERS = ("knows all others", "tables alone", "recommendations")
 K = 20
@@ -34,11 +35,11 @@ K = 20
 
 def run(job: config.Job, epsilon: float, with_noise: bool = True) -> dict[str, tuple[float, float, float]]:
     """The AUC of each attacker, and its interval, on one release at so much epsilon."""
-    job = job.model_copy(update={"privacy": job.privacy.model_copy(update={"total_epsilon": epsilon})})
+    job = config.changed(job, {"privacy.total_epsilon": epsilon})
     public = source.load_catalogue(job)
-    public_ids = public.table["item_id"].combine_chunks()
+    public_ids = source.ids_of(public)
     batches = evaluate.read(job, public_ids)
-    rows = evaluate.contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
+    rows = evaluate.contributions(job, batches)
     ids = rows["privacy_id"].combine_chunks().dictionary
     coins = noise.stream(noise.fresh_key()).integers(0, 2, len(ids)).astype(bool)
     inside = _of(rows, ids.filter(pa.array(coins)))
@@ -104,9 +105,9 @@ def _learnt(features: np.ndarray, coins: np.ndarray) -> tuple[float, float, floa
 
 def allowed(job: config.Job, epsilon: float) -> tuple[float, float]:
     """What no attacker exceeds: by the mu of the release's Gaussians, and by (epsilon, delta) alone."""
-    job = job.model_copy(update={"privacy": job.privacy.model_copy(update={"total_epsilon": epsilon})})
-    planned = plan.plan(job, source.load_catalogue(job).table["item_id"].combine_chunks())
-    mu = math.sqrt(sum(each.noise_multiplier**-2 for each in planned.mechanisms.values()))
+    job = config.changed(job, {"privacy.total_epsilon": epsilon})
+    mechanisms = plan.plan(job, source.public_items(job)).mechanisms
+    mu = math.sqrt(privacy_filter.total_cost("gaussian", (each.noise_multiplier for each in mechanisms.values())))
     return auditing.largest_gaussian_auc(mu), auditing.largest_auc(epsilon, job.privacy.total_delta)
 
 

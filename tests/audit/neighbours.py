@@ -18,6 +18,7 @@ from pipelines import config, contract, plan, source
 from transforms import bounding
 from transforms.ingest import pseudonym
 from transforms.privacy import budget
+from transforms.privacy import filter as privacy_filter
 from transforms.release import cooccurrence, counts, selection
 
 ITEMS = "abc"
@@ -282,4 +283,4 @@ def shown(planned: Sequence[plan.Plan], pair: Pair, names: Sequence[str] = MECHA
 def charged(planned: Sequence[plan.Plan], windows: int, names: Sequence[str] = MECHANISMS) -> float:
     """The mu that a user is charged in so many windows."""
     [each, *_] = planned
-    return (windows * sum(each.mechanisms[name].noise_multiplier ** -2 for name in names)) ** 0.5
+    return (windows * privacy_filter.total_cost("gaussian", (each.mechanisms[name].noise_multiplier for name in names))) ** 0.5

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipelines import audit, cli
+from tests.pipelines import example
 
 
 @pytest.mark.slow
@@ -13,11 +14,9 @@ def test_a_whole_job_at_epsilon_8_comes_near_its_best_and_breaks_its_promise_wit
 
     Of 419 guesses some 10 are wrong; a bound of 1.9 stands up to 39 (Poisson, mean 12: 1e-9).
     """
-    world = tmp_path / "world"
-    assert cli.main(["synth", str(world), "--users", "2000", "--items", "300", "--seed", "7"]) == 0
-    assert cli.main(["key", str(world / "pseudonym.key")]) == 0
+    world = example.synthetic_world(tmp_path / "world", users=2000, items=300)
     capsys.readouterr()
-    assert cli.main(["audit", str(world / "job.toml"), "--format", "json"]) == 0
+    assert cli.main(["audit", str(world), "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     kept, broken = (found["bounds"][case] for case in (audit.AS_PROMISED, audit.WITHOUT_NOISE))
     assert 1.9 < kept["all outputs"]["lower"] < kept["all outputs"]["claimed"]

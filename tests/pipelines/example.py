@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from data import store
-from pipelines import config, contract
+from pipelines import cli, config, contract
 from transforms.ingest import pseudonym
 
 HEADER = "event_id,privacy_id,item_id,event_type,value,event_time,arrival_time"
@@ -62,6 +62,21 @@ def write_job(directory: pathlib.Path, lines: Sequence[str], epsilon: float = EX
     path = directory / "job.toml"
     path.write_text(_JOB.format(directory=directory, epsilon=epsilon, catalogue=section))
     return path
+
+
+def synthetic_world(directory: pathlib.Path, users: int, items: int, seed: int = 7) -> pathlib.Path:
+    """The job file of a synthetic world with a pseudonym key, by the commands; nothing of it was released."""
+    numbers = ["--users", str(users), "--items", str(items), "--seed", str(seed)]
+    assert cli.main(["synth", str(directory), *numbers]) == 0
+    assert cli.main(["key", str(directory / "pseudonym.key")]) == 0
+    return directory / "job.toml"
+
+
+def assert_nothing_is_kept(path: pathlib.Path) -> None:
+    """Of what ran on a synthetic world: no file is new, and nothing is charged."""
+    assert sorted(each.name for each in path.parent.iterdir()) == ["events", "items.parquet", "job.toml", "pseudonym.key"]
+    job = config.load(path)[0]
+    assert contract.open_ledger(job).contract(job.job.data_set) is None
 
 
 def load(path: pathlib.Path, *flags: str) -> config.Job:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from data import errors
-from pipelines import attack, audit, cli, config, evaluate, plan, source
+from pipelines import attack, audit, cli, evaluate, plan, source
 from tests.pipelines import example
 from tests.pipelines.example import view
 from transforms.privacy import noise
@@ -21,10 +21,7 @@ PEOPLE = [view(f"user{user}", item, f"{user}{item}") for user in range(60) for i
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> pathlib.Path:
     """The job file of a synthetic world, nothing of which was released."""
-    directory = tmp_path_factory.mktemp("world") / "world"
-    assert cli.main(["synth", str(directory), "--users", "200", "--items", "100", "--seed", "7"]) == 0
-    assert cli.main(["key", str(directory / "pseudonym.key")]) == 0
-    return directory / "job.toml"
+    return example.synthetic_world(tmp_path_factory.mktemp("world") / "world", users=200, items=100)
 
 
 def command(world: pathlib.Path, *flags: str) -> list[str]:
@@ -73,9 +70,7 @@ def test_shows_a_table_and_what_few_canaries_can_not_show_and_keeps_nothing(caps
     ]  # fmt: skip
     assert len(rows) == 5
     assert all(re.search(r"  \d\.\d\d  .*\d+ of \d+", row) for row in rows)
-    assert sorted(path.name for path in world.parent.iterdir()) == ["events", "items.parquet", "job.toml", "pseudonym.key"]
-    job = config.load(world)[0]
-    assert example.contract.open_ledger(job).contract(job.job.data_set) is None
+    example.assert_nothing_is_kept(world)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +103,10 @@ def test_terms_add_up_to_the_exact_sums(tmp_path, catalogue):
     lines = [*PEOPLE, *(view("much", item, kind=kind) for item in "abcd" for kind in ("view", "view", "view", "buy"))]
     job = example.load(example.write_job(tmp_path, lines, catalogue=catalogue), "--evaluation.data=public")
     public = source.load_catalogue(job)
-    public_ids = None if public is None else public.table["item_id"].combine_chunks()
+    public_ids = source.ids_of(public)
     planned = evaluate.without_noise(plan.plan(job, public_ids))
     batches = evaluate.read(job, public_ids)
-    rows = evaluate.contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
+    rows = evaluate.contributions(job, batches)
     released = attack.release(job, planned, rows, public)
     ids = pa.array(rows["privacy_id"].combine_chunks().dictionary.to_pylist()[::-1], pa.binary(16))
     own = attack.terms(planned, released.tables.items, rows, ids)

@@ -21,10 +21,7 @@ MODELS = ["popularity", "epsilon 1", "without noise"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> pathlib.Path:
     """The job file of a synthetic world, nothing of which was released."""
-    directory = tmp_path_factory.mktemp("world") / "world"
-    assert cli.main(["synth", str(directory), "--users", "1200", "--items", "100", "--seed", "7"]) == 0
-    assert cli.main(["key", str(directory / "pseudonym.key")]) == 0
-    return directory / "job.toml"
+    return example.synthetic_world(tmp_path_factory.mktemp("world") / "world", users=1200, items=100)
 
 
 def report(capsys, *arguments: str) -> dict:
@@ -113,9 +110,7 @@ def test_a_trade_off_of_0_changes_nothing(capsys, world):
 
 def test_keeps_and_charges_nothing(capsys, world):
     report(capsys, str(world))
-    assert sorted(path.name for path in world.parent.iterdir()) == ["events", "items.parquet", "job.toml", "pseudonym.key"]
-    job = config.load(world)[0]
-    assert example.contract.open_ledger(job).contract(job.job.data_set) is None
+    example.assert_nothing_is_kept(world)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +173,7 @@ def test_what_it_trains_on_is_what_the_job_releases(tmp_path, monkeypatch, catal
     manifest = store.Store(job.job.store).manifest(release.run(job))
     public = source.public_items(job)
     batches = evaluate.read(job, public)
-    rows = evaluate.contributions(job, batches, np.ones(sum(batch.num_rows for batch in batches), bool))
+    rows = evaluate.contributions(job, batches)
     ours = evaluate.release(plan.plan(job, public), rows)
     kept = store.Store(job.job.store)
     assert ours.items.equals(kept.read_table(manifest, "items", tables.ITEMS).combine_chunks())

@@ -21,9 +21,7 @@ from transforms.release import selection
 def world(tmp_path_factory) -> pathlib.Path:
     """The job file of a small world, released, trained on and published."""
     directory = tmp_path_factory.mktemp("tune") / "world"
-    assert cli.main(["synth", str(directory), "--users", "1500", "--items", "100", "--seed", "3"]) == 0
-    assert cli.main(["key", str(directory / "pseudonym.key")]) == 0
-    path = directory / "job.toml"
+    path = example.synthetic_world(directory, users=1500, items=100, seed=3)
     flags = ["--privacy.total_epsilon", "4", "--privacy.ledger", f"sqlite:///{directory}-ledger.sqlite"]
     assert cli.main(["budget", "init", str(path), *flags]) == 0
     assert cli.main(["run", str(path), *flags]) == 0
@@ -80,7 +78,7 @@ def test_a_simulated_release_without_noise_is_the_jobs_own(tmp_path, monkeypatch
     public = source.public_items(job)
     ids, rows = evaluate.weights(job, public)
     planned = plan.plan(job, public)
-    theirs = evaluate.release(planned, evaluate.contributions(job, evaluate.read(job, public), np.ones(120, bool)))
+    theirs = evaluate.release(planned, evaluate.contributions(job, evaluate.read(job, public)))
     items = simulate._items(planned, rows, ids, 0)
     assert items.equals(theirs.items)
     kept = [ids.to_pylist().index(item) for item in simulate.cooccurrence.kept_items(items).to_pylist()]
@@ -121,7 +119,7 @@ def test_count_error_is_what_a_simulation_of_the_counts_finds(world):
     job = config.load(world)[0]
     ids, rows = evaluate.weights(job, source.public_items(job))
     trials = simulate.Trials(ids, source.load_catalogue(job), lambda seed: simulate.hold_out(rows, 100, 2.0, seed))
-    tight = tune.changed(job, {"counts.max_partitions_contributed": 10})
+    tight = config.changed(job, {"counts.max_partitions_contributed": 10})
     train = trials.people(0).train
     rng = np.random.default_rng(0)
     noise_sd = plan.plan(tight, ids).mechanisms[budget.COUNTS_USERS].noise_sd
@@ -255,7 +253,7 @@ def test_reads_the_figures_that_were_released(world):
     exact, rows = evaluate.weights(job, source.public_items(job))
     assert ids.equals(exact)
     scores = selection.exact_scores(rows) * 2.0**-selection.GRID_BITS
-    planned = plan.plan(tune.changed(job, {"privacy.total_epsilon": 4.0}), ids)
+    planned = plan.plan(config.changed(job, {"privacy.total_epsilon": 4.0}), ids)
     assert figures.score_sd == pytest.approx(planned.mechanisms[budget.SELECTION].noise_sd)
     assert figures.noise_sd == pytest.approx(planned.mechanisms[budget.COOCCURRENCE].noise_sd / 2**0.5)
     # Up to their noise: 100 draws, none beyond 6 standard deviations (once in 10^6).
@@ -272,7 +270,7 @@ def test_without_a_catalogue_the_world_has_the_items_that_were_shown_and_some_th
     trials, facts = tune._of_published(job, 20, 800)
     assert facts["items"] >= 100
     assert trials.ids.to_pylist()[100:] == [f"(hidden {number})" for number in range(facts["items"] - 100)]
-    recalls = [trials.recalls(tune.changed(job, {"privacy.total_epsilon": epsilon}), [0])[0] for epsilon in (0.01, 1e4)]
+    recalls = [trials.recalls(config.changed(job, {"privacy.total_epsilon": epsilon}), [0])[0] for epsilon in (0.01, 1e4)]
     # At the least epsilon no item passes the threshold, and nothing is recommended.
     assert recalls[0] == 0 < recalls[1]
 

@@ -11,6 +11,8 @@ import math
 import numpy as np
 from scipy import linalg, stats
 
+from transforms.privacy import noise
+
 _STEPS = 30
 """Of the bisection."""
 MOST_CANARIES = 1 << 20
@@ -137,7 +139,7 @@ def auc(inside: np.ndarray, outside: np.ndarray) -> tuple[float, float, float]:
     beaten = (ranks[:n] - stats.rankdata(inside)) / m
     lost = 1 - (ranks[n:] - stats.rankdata(outside)) / n
     mean = float(beaten.mean())
-    margin = float(stats.norm.ppf(0.975)) * math.sqrt(beaten.var(ddof=1) / n + lost.var(ddof=1) / m)
+    margin = noise.Z95 * math.sqrt(beaten.var(ddof=1) / n + lost.var(ddof=1) / m)
     return mean, max(0.0, mean - margin), min(1.0, mean + margin)
 
 
