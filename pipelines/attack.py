@@ -120,7 +120,7 @@ def exact(planned: plan.Plan, items: pa.Table, rows: pa.Table) -> Sums:
     counted = counts.exact_counts(counts.bounded_rows(rows, params, items, planned.bounding_key))
     users, events = (_by_partition(counted, name, items, params.event_types) for name in ("users", "events"))
     quantised = cooccurrence.quantise_rows(bounding.user_rows(rows, cooccurrence.kept_items(items)).weights)
-    return Sums(scores, users, events, cooccurrence.exact_sums(quantised) * 2.0**-cooccurrence.GRID_BITS)
+    return Sums(scores, users, events, cooccurrence.exact_matrix(quantised) * 2.0**-cooccurrence.GRID_BITS)
 
 
 def noisy(planned: plan.Plan, released: Released) -> Sums:

@@ -168,7 +168,7 @@ def _bounded(rows: sp.csr_matrix, bound: int, seed: int) -> sp.csr_matrix:
 
 def _pairs(rows: sp.csr_matrix, noise_sd: float, seed: int) -> pa.Table:
     """ITEM_PAIRS of these users, whose columns are the kept items in order of position."""
-    sums = cooccurrence.exact_sums(cooccurrence.quantise_rows(rows))
+    sums = cooccurrence.exact_matrix(cooccurrence.quantise_rows(rows))
     row, col = np.triu_indices(len(sums))
     drawn = noise.grid_gaussian(len(row), noise_sd / math.sqrt(2), cooccurrence.GRID_BITS, _key(seed, "cells"))
     diagonal = row == col

@@ -124,7 +124,7 @@ def release(
     sigma = sigmas[budget.COOCCURRENCE]
     kept = max_items or selection.items_to_keep(scores[order], sigma / math.sqrt(2), rows.shape[0], most_items)
     quantised = cooccurrence.quantise_rows(rows[:, order[:kept]].tocsr())
-    matrix = cooccurrence.exact_sums(quantised) * 2.0**-cooccurrence.GRID_BITS
+    matrix = cooccurrence.exact_matrix(quantised) * 2.0**-cooccurrence.GRID_BITS
     upper = np.triu(rng.normal(0, sigma / math.sqrt(2), matrix.shape), 1)
     matrix += upper + upper.T + np.diag(rng.normal(0, sigma, kept))
     position = np.arange(len(order), dtype=np.int32)

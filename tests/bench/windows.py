@@ -112,7 +112,7 @@ def measure(month: Month, arguments: argparse.Namespace, most: int | None, seed:
     visits = sp.csr_matrix((np.ones(len(place)), (place, month.item[among])), shape=(len(pair), exact.shape[1]))
     scores = selection.exact_scores(visits) * 2.0**-selection.GRID_BITS
     scores += rng.normal(0, sigma[budget.SELECTION] * math.sqrt(WINDOWS), len(scores))
-    matrix = cooccurrence.exact_sums(cooccurrence.quantise_rows(visits)) * 2.0**-cooccurrence.GRID_BITS
+    matrix = cooccurrence.exact_matrix(cooccurrence.quantise_rows(visits)) * 2.0**-cooccurrence.GRID_BITS
     sd = sigma[budget.COOCCURRENCE] * math.sqrt(WINDOWS)
     upper = np.triu(rng.normal(0, sd / math.sqrt(2), matrix.shape), 1)
     matrix += upper + upper.T + np.diag(rng.normal(0, sd, len(matrix)))

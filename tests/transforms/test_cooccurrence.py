@@ -49,7 +49,8 @@ def test_one_users_outer_product_has_frobenius_norm_one_at_most(weights):
     assert sum(int(cell) ** 2 for cell in product.ravel()) <= GRID**2
 
 
-def test_sums_are_exact_in_any_order_and_by_blocks():
+def test_sums_are_exact_in_any_order_and_by_blocks(monkeypatch):
+    monkeypatch.setattr(cooccurrence, "BLOCK_ROWS", 7)
     rng = np.random.default_rng(0)
     rows = cooccurrence.quantise_rows(sp.random(200, 30, 0.2, "csr", rng=rng))
     exact = np.zeros((30, 30), object)
@@ -57,6 +58,7 @@ def test_sums_are_exact_in_any_order_and_by_blocks():
         exact += np.outer(np.array(row, object), np.array(row, object))
     assert np.array_equal(cooccurrence.exact_sums(rows), exact)
     assert np.array_equal(cooccurrence.exact_sums(rows[::-1]), exact)
+    assert np.array_equal(cooccurrence.exact_matrix(rows), exact)
     assert np.array_equal(cooccurrence.exact_sums(rows, 10, 20), exact[10:20, 10:])
     halves = [cooccurrence.exact_sums(rows[:50]), cooccurrence.exact_sums(rows[50:])]
     assert np.array_equal(cooccurrence.AddSums().merge_accumulators([None, *halves]), exact)

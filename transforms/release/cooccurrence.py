@@ -49,7 +49,7 @@ def _by_row(reduce: np.ufunc, data: np.ndarray, indptr: np.ndarray) -> np.ndarra
     return out
 
 
-def exact_sums(rows: sp.csr_matrix, first: int = 0, last: int | None = None) -> np.ndarray:
+def exact_sums(rows: sp.csr_matrix | sp.csc_matrix, first: int = 0, last: int | None = None) -> np.ndarray:
     """Sums the outer products of quantised rows, int64 on the grid: a block of the (n_items, n_items) sum.
 
     The block is rows first..last and columns first.. of it: the lower triangle says the same as the upper.
@@ -93,6 +93,24 @@ def blocks(n_items: int) -> list[Block]:
     return [(first, min(first + rows, n_items), n_items) for first in range(0, n_items, rows)]
 
 
+def _by_blocks(rows: sp.csr_matrix) -> Iterator[tuple[Block, np.ndarray]]:
+    found = blocks(rows.shape[1])
+    columns = rows.tocsc()  # of which a block of columns is had without a search
+    return zip(found, threads.map_ahead(lambda block: exact_sums(columns, *block[:2]), found), strict=True)
+
+
+def exact_matrix(rows: sp.csr_matrix) -> np.ndarray:
+    """Returns the whole (n_items, n_items) sum of quantised rows, int64 on the grid.
+
+    As `exact_sums` of all rows, in about half the time: blocks above the diagonal, mirrored.
+    """
+    sums = np.zeros((rows.shape[1], rows.shape[1]), np.int64)
+    for (first, last, _), of_block in _by_blocks(rows):
+        sums[first:last, first:] = of_block
+        sums[last:, first:last] = of_block[:, last - first :].T
+    return sums
+
+
 def slices(block: Block) -> list[Block]:
     """A block as smaller ones, each of which is shuffled as one record."""
     begin, end, n_items = block
@@ -109,9 +127,7 @@ def kept_items(items: pa.Table) -> pa.Array:
 def partial_sums(rows: pa.Table, items: pa.Table) -> Iterator[tuple[Block, np.ndarray]]:
     """Yields one bucket's part of each slice of the matrix, from CONTRIBUTIONS and ITEMS."""
     quantised = quantise_rows(bounding.user_rows(rows, kept_items(items)).weights)
-    found = blocks(quantised.shape[1])
-    sums = threads.map_ahead(lambda block: exact_sums(quantised, *block[:2]), found)
-    for block, of_block in zip(found, sums, strict=True):
+    for block, of_block in _by_blocks(quantised):
         for part in slices(block):
             first, last = part[0] - block[0], part[1] - block[0]
             yield part, of_block[first:last, first:]
