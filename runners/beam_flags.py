@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from runners import inspection
+
 
 def parse(flags: Sequence[str], defaults: Sequence[str]) -> PipelineOptions:
     """Returns Beam's options: the given flags, and those defaults whose names are not among them.
@@ -15,6 +17,7 @@ def parse(flags: Sequence[str], defaults: Sequence[str]) -> PipelineOptions:
     Raises:
         ValueError: a flag that Beam doesn't know (it would ignore it), or a word that belongs to no flag.
     """
+    inspection.remember()
     given = {flag.split("=")[0] for flag in flags}
     options = PipelineOptions([*(default for default in defaults if default.split("=")[0] not in given), *flags])
     known = options.get_all_options()
