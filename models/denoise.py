@@ -31,6 +31,8 @@ _DEPTH = 12
 _STILL, _STILL_STARTED = 1e-3, 1e-2
 """Which change of eigenvalues or diagonal, as a share of their norm, counts as none; from a start sooner: what hasn't turned
 yet from the signal before to this window's noise does no harm (docs/model.md, "Retraining")."""
+_NEAR = 0.5
+"""The share of the signal's squares that a start must have, so that no Krylov basis is built."""
 ROUNDS = 8
 """Passes that fill in the diagonal, at most; it stands still after some five."""
 _TILE = 1_000
@@ -100,10 +102,9 @@ def denoise(
     _check(matrix, noise_sd, max_rank)
     n = len(matrix)
     edge = noise_edge(noise_sd, n)
-    signal = np.array(matrix, np.float64)
-    np.fill_diagonal(signal, 0)
+    signal = _Signal(matrix, np.diagonal(matrix))
     still = _STILL if start is None else _STILL_STARTED
-    basis, products = _subspace(signal, min(max_rank, n), start, still)
+    basis, products = _subspace(signal, min(max_rank, n), start, edge)
     diagonal = np.zeros(n)
     for _ in range(ROUNDS):
         before, (spectrum, diagonal) = diagonal, _fill_in(basis, products, diagonal, max_rank, shrink, edge, still)
@@ -111,7 +112,7 @@ def denoise(
             break
         # A step of subspace iteration follows the small change of the diagonal.
         basis = np.linalg.qr(products + diagonal[:, None] * basis)[0]
-        products = signal @ basis
+        products = signal.times(basis)
     return Spectrum(spectrum.values, _fix_signs(spectrum.vectors))
 
 
@@ -145,45 +146,64 @@ def largest(signal: np.ndarray, max_rank: int = 128) -> Spectrum:
     """
     _check(signal, 0.0, max_rank)
     rank = min(max_rank, len(signal))
-    basis, products = _subspace(signal, rank, None, _STILL)
+    basis, products = _subspace(_Signal(signal, np.zeros(len(signal))), rank, None, 0.0)
     values, rotation = np.linalg.eigh(basis.T @ products)
     spectrum = _weigh(values[-rank:], basis @ rotation[:, -rank:], keep, 0.0)
     return Spectrum(spectrum.values, _fix_signs(spectrum.vectors))
 
 
-def _subspace(signal: np.ndarray, rank: int, start: np.ndarray | None, still: float) -> tuple[np.ndarray, np.ndarray]:
+class _Signal(NamedTuple):
+    """A symmetric matrix (n, n) less a diagonal (n,), without a copy: that takes as long as a product."""
+
+    matrix: np.ndarray
+    left_out: np.ndarray
+
+    def times(self, block: np.ndarray) -> np.ndarray:
+        """Returns its product with `block` (n, any)."""
+        return np.asarray(self.matrix @ block - self.left_out[:, None] * block)
+
+    def whole(self) -> np.ndarray:
+        signal = np.array(self.matrix, np.float64)
+        np.fill_diagonal(signal, np.diagonal(self.matrix) - self.left_out)
+        return signal
+
+
+def _subspace(signal: _Signal, rank: int, start: np.ndarray | None, edge: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns orthonormal columns (n, at least `rank`) whose span has the `rank` largest eigenvectors, and `signal` by them."""
-    n, width = len(signal), min(rank + _SPARE, len(signal))
+    n, width = len(signal.matrix), min(rank + _SPARE, len(signal.matrix))
     if n < max(_LARGE, 8 * width):
-        values, vectors = scipy.linalg.eigh(signal, subset_by_index=(n - rank, n - 1), check_finite=False)
+        values, vectors = scipy.linalg.eigh(signal.whole(), subset_by_index=(n - rank, n - 1), check_finite=False)
         return vectors, vectors * values
     given = np.empty((n, 0)) if start is None else start
     if given.shape[1] > rank:
         given = given @ np.linalg.eigh(given.T @ given)[1][:, -rank:]
     # Seeded, so that equal matrices give equal models.
     others = np.random.default_rng(0).normal(size=(n, width - given.shape[1]))
-    return _krylov(signal, np.hstack([given, others]), rank, still)
+    basis = np.linalg.qr(np.hstack([given, others]))[0]
+    products = signal.times(basis)
+    # Of the products' squares so much is the noise's. If the start has most of the rest, the steps that follow do.
+    beyond_noise = float((products**2).sum()) - width * edge**2 / 4
+    is_near = start is not None and float(((basis.T @ products) ** 2).sum()) > _NEAR * beyond_noise
+    return (basis, products) if is_near else _krylov(signal, basis, products, rank)
 
 
-def _krylov(signal: np.ndarray, block: np.ndarray, rank: int, still: float) -> tuple[np.ndarray, np.ndarray]:
-    """As `_subspace`, from the span of block, signal block, signal^2 block, ... (Musco and Musco 2015, algorithm 2).
+def _krylov(signal: _Signal, basis: np.ndarray, products: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_subspace`, from the span of basis, signal basis, signal^2 basis, ... (Musco and Musco 2015, algorithm 2).
 
     The span grows until the `rank` largest eigenvalues in it stand still, or to _DEPTH blocks or half of all there is.
     """
-    width = block.shape[1]
-    basis = np.linalg.qr(block)[0]
-    products, values = signal @ basis, np.zeros(rank)
+    width, values = basis.shape[1], np.zeros(rank)
     for _ in range(_DEPTH):
         inner = basis.T @ products
         found, rotation = np.linalg.eigh((inner + inner.T) / 2)
         before, values = values, found[-rank:]
-        if np.linalg.norm(values - before) <= still * np.linalg.norm(values) or 2 * basis.shape[1] > len(signal):
+        if np.linalg.norm(values - before) <= _STILL * np.linalg.norm(values) or 2 * basis.shape[1] > len(basis):
             break
         block = products[:, -width:]
         for _ in range(2):  # once loses digits
             block = block - basis @ (basis.T @ block)
         block = np.linalg.qr(block)[0]
-        basis, products = np.hstack([basis, block]), np.hstack([products, signal @ block])
+        basis, products = np.hstack([basis, block]), np.hstack([products, signal.times(block)])
     return basis @ rotation[:, -width:], products @ rotation[:, -width:]
 
 
@@ -191,7 +211,8 @@ def _check(matrix: np.ndarray, noise_sd: float, max_rank: int) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"denoise: matrix must be square and not empty, not of shape {matrix.shape}.")
     # Tile by tile: a copy of a large matrix is large.
-    largest = max(np.abs(matrix[start : start + _TILE]).max() for start in range(0, len(matrix), _TILE))
+    tiles = (matrix[start : start + _TILE] for start in range(0, len(matrix), _TILE))
+    largest = np.max([extreme for tile in tiles for extreme in (tile.max(), -tile.min())])
     if not largest < np.inf or _asymmetry(matrix) > 1e-9 * largest:
         raise ValueError("denoise: matrix must be finite and symmetric.")
     if not (np.isfinite(noise_sd) and noise_sd >= 0):

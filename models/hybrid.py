@@ -82,13 +82,13 @@ def extend(embedding: np.ndarray, known: np.ndarray, loadings: sp.csr_matrix) ->
         known: rows of the known items.
         loadings: (n, f), all items.
     """
-    features = ridge(loadings[known].toarray().astype(np.float64), embedding)
+    features = ridge(sp.csr_matrix(loadings[known], dtype=np.float64), embedding)
     identity = np.zeros((loadings.shape[0], embedding.shape[1]))
     identity[known] = embedding - loadings[known] @ features
     return Side(identity, features, loadings)
 
 
-def ridge(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+def ridge(X: sp.csr_matrix, Y: np.ndarray) -> np.ndarray:
     """Returns B (f, d) of Y = X B + rest for the penalty that generalised cross-validation likes best.
 
     Golub, Heath and Wahba 1979, equation 1.4: (residual / n) / (1 - degrees of freedom / n)^2, from the singular values of X
@@ -102,18 +102,18 @@ def ridge(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
     for penalty in PENALTIES:
         shrink = singular**2 / (singular**2 + penalty)
         residual = outside + float(((1 - shrink) ** 2 * energy).sum())
-        errors.append(residual / max(1 - shrink.sum() / len(X), 1e-9) ** 2)
+        errors.append(residual / max(1 - shrink.sum() / X.shape[0], 1e-9) ** 2)
     best = PENALTIES[int(np.argmin(errors))]
     return right @ ((singular / (singular**2 + best))[:, None] * projected)
 
 
-def _right_vectors(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _right_vectors(X: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Returns the singular values of X (n, f) that aren't 0, and their right vectors, by columns."""
     if X.shape[1] > X.shape[0]:
-        _, singular, right = scipy.linalg.svd(X, full_matrices=False, check_finite=False)
+        _, singular, right = scipy.linalg.svd(X.toarray(), full_matrices=False, check_finite=False)
         values, vectors = singular**2, right.T
     else:
-        values, vectors = scipy.linalg.eigh(X.T @ X, check_finite=False)
+        values, vectors = scipy.linalg.eigh((X.T @ X).toarray(), check_finite=False)
     kept = values > 1e-12 * values.max(initial=np.finfo(float).tiny)
     return np.sqrt(values[kept]), vectors[:, kept]
 

@@ -103,9 +103,11 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
     if k == 0:
         return np.empty((len(scores), 0), np.int64)
     worst = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    # Cells above the k-th best, then as many of its equals as still fit, the lowest columns first.
-    above, equal = scores > worst, scores == worst
-    chosen = above | (equal & (np.cumsum(equal, axis=1) <= k - above.sum(1, keepdims=True)))
+    chosen = scores >= worst
+    # Where the k-th best has equals: as many of them as fit, the lowest columns first.
+    crowded = np.flatnonzero(np.count_nonzero(chosen, axis=1) > k)
+    above, equal = scores[crowded] > worst[crowded], scores[crowded] == worst[crowded]
+    chosen[crowded] = above | (equal & (np.cumsum(equal, axis=1) <= k - above.sum(1, keepdims=True)))
     columns = chosen.nonzero()[1].reshape(len(scores), k)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)

@@ -34,6 +34,7 @@ MOST_ENSEMBLE = 6_000
 """Kept items up to which "ensemble" is one: it holds several copies of the matrix. With more it is "hybrid"."""
 
 _PAIRS_AT_ONCE = 1 << 22
+_ROWS_AT_ONCE = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,9 +367,15 @@ def _matrix(pairs: pa.Table, m: int) -> np.ndarray:
         row, column, value = (part[name].to_numpy() for name in ("row", "col", "value"))
         if (row < 0).any() or (row > column).any() or (column >= m).any():
             raise ValueError(f"read: row and col of pairs must have 0 <= row <= col < {m}.")
-        matrix[row, column] = matrix[column, row] = value
-    if not all(np.isfinite(row).all() for row in matrix):
-        raise ValueError("read: pairs must hold each pair once, with a finite value.")
+        matrix[row, column] = value
+    # In tiles: a column of a large matrix is all over the memory.
+    for start in range(0, m, _ROWS_AT_ONCE):
+        rows = matrix[start : start + _ROWS_AT_ONCE, start:]
+        square = rows[:, : len(rows)]
+        square[:] = np.triu(square) + np.triu(square, 1).T
+        if not np.isfinite(rows).all():
+            raise ValueError("read: pairs must hold each pair once, with a finite value.")
+        matrix[start + len(rows) :, start : start + len(rows)] = rows[:, len(rows) :].T
     return matrix
 
 

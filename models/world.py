@@ -182,7 +182,7 @@ def _tastes(figures: Figures, scores: np.ndarray, spectrum: denoise.Spectrum, rn
     seen = _seen_tastes(spectrum, popularity)
     features = figures.features
     if features.shape[1]:
-        tastes = features @ hybrid.ridge(features[known].toarray().astype(np.float64), seen)
+        tastes = features @ hybrid.ridge(sp.csr_matrix(features[known], dtype=np.float64), seen)
     else:
         tastes = np.zeros((len(scores), seen.shape[1]))
     tastes[known] = seen

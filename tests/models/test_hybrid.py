@@ -76,14 +76,14 @@ def test_neighbours_leave_the_item_itself_out() -> None:
 
 def test_ridge_finds_planted_weights() -> None:
     X, B = RNG.normal(size=(200, 4)), RNG.normal(size=(4, 2))
-    assert np.allclose(hybrid.ridge(X, X @ B + RNG.normal(0, 0.01, (200, 2))), B, atol=0.01)
+    assert np.allclose(hybrid.ridge(sp.csr_matrix(X), X @ B + RNG.normal(0, 0.01, (200, 2))), B, atol=0.01)
 
 
 def test_ridge_explains_noise_by_little() -> None:
     X, Y = RNG.normal(size=(200, 100)), RNG.normal(size=(200, 20))
-    assert np.linalg.norm(X @ hybrid.ridge(X, Y)) < 0.3 * np.linalg.norm(Y)
+    assert np.linalg.norm(X @ hybrid.ridge(sp.csr_matrix(X), Y)) < 0.3 * np.linalg.norm(Y)
 
 
 @pytest.mark.parametrize("features", [1, 30], ids=["fewer features than items", "more"])
 def test_ridge_takes_any_shape(features: int) -> None:
-    assert hybrid.ridge(RNG.normal(size=(10, features)), RNG.normal(size=(10, 2))).shape == (features, 2)
+    assert hybrid.ridge(sp.csr_matrix(RNG.normal(size=(10, features))), RNG.normal(size=(10, 2))).shape == (features, 2)
