@@ -31,8 +31,6 @@ _DEPTH = 12
 _STILL, _STILL_STARTED = 1e-3, 1e-2
 """Which change of eigenvalues or diagonal, as a share of their norm, counts as none; from a start sooner: what hasn't turned
 yet from the signal before to this window's noise does no harm (docs/model.md, "Retraining")."""
-_NEAR = 0.5
-"""The share of the signal's squares that a start must have, so that no Krylov basis is built."""
 ROUNDS = 8
 """Passes that fill in the diagonal, at most; it stands still after some five."""
 _TILE = 1_000
@@ -89,7 +87,7 @@ def denoise(
     """Returns at most `max_rank` eigenpairs of the signal in `matrix`.
 
     Args:
-        matrix: (n, n), symmetric, finite; its diagonal isn't read.
+        matrix: (n, n), symmetric, finite; its diagonal makes no difference.
         noise_sd: standard deviation of the noise off the diagonal.
         max_rank: positive.
         shrink: see above.
@@ -104,7 +102,7 @@ def denoise(
     edge = noise_edge(noise_sd, n)
     signal = _Signal(matrix, np.diagonal(matrix))
     still = _STILL if start is None else _STILL_STARTED
-    basis, products = _subspace(signal, min(max_rank, n), start, edge)
+    basis, products = _subspace(signal, min(max_rank, n), start, still)
     diagonal = np.zeros(n)
     for _ in range(ROUNDS):
         before, (spectrum, diagonal) = diagonal, _fill_in(basis, products, diagonal, max_rank, shrink, edge, still)
@@ -146,7 +144,7 @@ def largest(signal: np.ndarray, max_rank: int = 128) -> Spectrum:
     """
     _check(signal, 0.0, max_rank)
     rank = min(max_rank, len(signal))
-    basis, products = _subspace(_Signal(signal, np.zeros(len(signal))), rank, None, 0.0)
+    basis, products = _subspace(_Signal(signal, np.zeros(len(signal))), rank, None, _STILL)
     values, rotation = np.linalg.eigh(basis.T @ products)
     spectrum = _weigh(values[-rank:], basis @ rotation[:, -rank:], keep, 0.0)
     return Spectrum(spectrum.values, _fix_signs(spectrum.vectors))
@@ -168,7 +166,7 @@ class _Signal(NamedTuple):
         return signal
 
 
-def _subspace(signal: _Signal, rank: int, start: np.ndarray | None, edge: float) -> tuple[np.ndarray, np.ndarray]:
+def _subspace(signal: _Signal, rank: int, start: np.ndarray | None, still: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns orthonormal columns (n, at least `rank`) whose span has the `rank` largest eigenvectors, and `signal` by them."""
     n, width = len(signal.matrix), min(rank + _SPARE, len(signal.matrix))
     if n < max(_LARGE, 8 * width):
@@ -179,25 +177,22 @@ def _subspace(signal: _Signal, rank: int, start: np.ndarray | None, edge: float)
         given = given @ np.linalg.eigh(given.T @ given)[1][:, -rank:]
     # Seeded, so that equal matrices give equal models.
     others = np.random.default_rng(0).normal(size=(n, width - given.shape[1]))
-    basis = np.linalg.qr(np.hstack([given, others]))[0]
-    products = signal.times(basis)
-    # Of the products' squares so much is the noise's. If the start has most of the rest, the steps that follow do.
-    beyond_noise = float((products**2).sum()) - width * edge**2 / 4
-    is_near = start is not None and float(((basis.T @ products) ** 2).sum()) > _NEAR * beyond_noise
-    return (basis, products) if is_near else _krylov(signal, basis, products, rank)
+    return _krylov(signal, np.hstack([given, others]), rank, still)
 
 
-def _krylov(signal: _Signal, basis: np.ndarray, products: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `_subspace`, from the span of basis, signal basis, signal^2 basis, ... (Musco and Musco 2015, algorithm 2).
+def _krylov(signal: _Signal, block: np.ndarray, rank: int, still: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `_subspace`, from the span of block, signal block, signal^2 block, ... (Musco and Musco 2015, algorithm 2).
 
     The span grows until the `rank` largest eigenvalues in it stand still, or to _DEPTH blocks or half of all there is.
     """
-    width, values = basis.shape[1], np.zeros(rank)
+    width = block.shape[1]
+    basis = np.linalg.qr(block)[0]
+    products, values = signal.times(basis), np.zeros(rank)
     for _ in range(_DEPTH):
         inner = basis.T @ products
         found, rotation = np.linalg.eigh((inner + inner.T) / 2)
         before, values = values, found[-rank:]
-        if np.linalg.norm(values - before) <= _STILL * np.linalg.norm(values) or 2 * basis.shape[1] > len(basis):
+        if np.linalg.norm(values - before) <= still * np.linalg.norm(values) or 2 * basis.shape[1] > len(basis):
             break
         block = products[:, -width:]
         for _ in range(2):  # once loses digits

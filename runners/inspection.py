@@ -15,7 +15,7 @@ Arguments = tuple[list[str], list[Any]]
 
 @functools.cache
 def remember() -> None:
-    """From now on Beam reads the signature of each method once, and parses the flags once for each class of options.
+    """From now on Beam reads the signature of each method once, and parses the flags once for each view of some options.
 
     It looks at every method of a DoFn some eight times, and makes an argparse parser for each `view_as`.
     """
@@ -24,13 +24,15 @@ def remember() -> None:
 
 
 def _signatures_once(read: Callable[[Any], Arguments]) -> Callable[[Any], Arguments]:
-    # Of a method, what its class says: functions of their own may hold data, which would stay.
-    of_method = functools.lru_cache(4096)(lambda function: read(types.MethodType(function, function)))
+    of_methods: weakref.WeakKeyDictionary[types.FunctionType, Arguments] = weakref.WeakKeyDictionary()
 
     def arguments(function: Any) -> Arguments:
-        if not isinstance(function, types.MethodType):
+        method = function.__func__ if isinstance(function, types.MethodType) else None
+        if not isinstance(method, types.FunctionType):
             return read(function)
-        names, defaults = of_method(function.__func__)
+        if method not in of_methods:
+            of_methods[method] = read(function)
+        names, defaults = of_methods[method]
         return list(names), list(defaults)
 
     return arguments

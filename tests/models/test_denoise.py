@@ -108,6 +108,15 @@ def test_refuses(matrix: np.ndarray, noise_sd: float, max_rank: int, message: st
         denoise(matrix, noise_sd, max_rank)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_refuses_what_is_not_finite_wherever_it_is(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TILE", 2)
+    matrix = np.eye(5)
+    matrix[3, 4] = matrix[4, 3] = value
+    with pytest.raises(ValueError, match="matrix must be finite"):
+        denoise(matrix, 1.0, 1)
+
+
 def test_a_large_matrix_has_the_same_spectrum(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     signal = rng.standard_normal((300, 5)) * 3

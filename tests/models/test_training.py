@@ -214,6 +214,16 @@ def test_without_kept_items_there_is_nothing_to_learn(released):
     assert trained.kind == "none"
 
 
+def test_the_matrix_has_each_pair_on_both_sides_in_whatever_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_ROWS_AT_ONCE", 3)
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(8, 8))
+    matrix += matrix.T
+    cells = pairs(matrix)
+    shuffled = cells.take(rng.permutation(cells.num_rows))
+    assert np.array_equal(training.read(items(list("abcdefgh"), [1.0] * 8, list(range(8))), shuffled, 0.1, None).matrix, matrix)
+
+
 @pytest.mark.parametrize(
     ("released", "cells", "message"),
     [

@@ -1,6 +1,8 @@
 """What is remembered of Beam's inspection says what Beam says anew."""
 
+import gc
 import inspect
+import weakref
 
 import apache_beam as beam
 import pytest
@@ -22,7 +24,11 @@ def remembering():
     direct.options([])
 
 
-@pytest.mark.parametrize("function", [Counts().process, Counts.process, lambda a, b=1: a, len], ids=repr)
+@pytest.mark.parametrize(
+    "function",
+    [Counts().process, Counts.process, lambda a, b=1: a, len],
+    ids=["a method", "its function", "a function of its own", "a builtin"],
+)
 def test_arguments_are_those_of_the_signature(function):
     parameters = inspect.signature(function).parameters.values()
     expected = ([each.name for each in parameters], [each.default for each in parameters if each.default is not each.empty])
@@ -37,6 +43,23 @@ def test_a_method_is_read_once(monkeypatch):
     core.get_function_arguments(Counts(), "process")
     monkeypatch.setattr(inspect, "signature", lambda *_: 1 / 0)
     assert core.get_function_arguments(Counts(), "process")[0] == ["element", "factor", "state"]
+
+
+def local(held: object) -> beam.DoFn:
+    class Local(beam.DoFn):
+        def process(self, element):
+            yield held
+
+    return Local()
+
+
+def test_what_a_class_of_its_own_holds_goes_with_it():
+    held = Counts()
+    gone = weakref.ref(held)
+    assert core.get_function_arguments(local(held), "process")[0] == ["element"]
+    del held
+    gc.collect()
+    assert gone() is None
 
 
 def test_state_is_still_found_and_checked():
