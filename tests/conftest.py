@@ -18,6 +18,11 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests go first: else one process ends with them, and the others with nothing."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def state_of_the_session(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:

@@ -50,6 +50,7 @@ def clone(tmp_path_factory) -> pathlib.Path:
     return target
 
 
+@pytest.mark.long
 def test_the_commands_of_the_readme_run(clone, tmp_path):
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "XDG_STATE_HOME": str(tmp_path)}
     ran = []

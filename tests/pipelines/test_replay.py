@@ -230,6 +230,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+@pytest.mark.long
 def test_up_and_down_and_the_trial_of_the_docs(kafka_jars, free_port, tmp_path):
     """Every command of docs/kafka.md, at another port and with fewer users."""
     root = pathlib.Path(__file__).parents[2]

@@ -38,6 +38,7 @@ LATER = view("u0", "a", "", "2025-01-20T12:00", "2025-01-20T12:00")
 SHORT = ["--trending.size=22h", "--trending.every=18h", "--trending.budget_share=0.01"]
 
 
+@pytest.mark.long
 def test_a_stream_has_the_figures_of_scheduled_runs(broker, flink_jars, tmp_path):
     """Repeats, disorder, late and malformed messages, an opt-out, a budget for three windows of four; bounds bind. Short
     windows that slide go on where those of a day are refused.
@@ -86,6 +87,7 @@ def send_day(broker, topic: str, day: int) -> None:
     topics.send(broker, topic, ({**end, "partition": partition} for partition in range(3)))
 
 
+@pytest.mark.long
 def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker, flink_jars, tmp_path):
     """Killed once, told to stop once: each window is released once, in order, with all of its events."""
     path, topic = topics.write_job(tmp_path, broker)
@@ -110,6 +112,7 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
     assert [found[("a", "view")] for found in figures(job)] == [(10, 10), (20, 20), (30, 30)]
 
 
+@pytest.mark.long
 def test_a_stream_on_a_cluster_outlives_a_task_manager(broker, cluster, tmp_path):
     path, topic = topics.write_job(tmp_path, broker)
     job = topics.load(path, *DAYS, "--job.name=outliving", f"--runner.master={cluster.master}")
@@ -135,6 +138,7 @@ def test_a_stream_on_a_cluster_outlives_a_task_manager(broker, cluster, tmp_path
     assert ours == ["CANCELED", "FAILED"]
 
 
+@pytest.mark.long
 def test_a_stream_that_has_to_begin_again_says_so_and_leaves_nothing_behind(broker, flink_jars, tmp_path):
     workers = 2
     path, topic = topics.write_job(tmp_path, broker)

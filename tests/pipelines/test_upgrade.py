@@ -60,6 +60,7 @@ def told(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == stream.__name__]
 
 
+@pytest.mark.long
 def test_a_stream_that_was_stopped_goes_on_in_the_middle_of_a_window(broker, cluster, tmp_path, caplog):
     """On another Flink, and reads no message again: they are gone. Bounds bind, messages are late or repeated."""
     caplog.set_level(logging.INFO, stream.__name__)
@@ -88,6 +89,7 @@ def test_a_stream_that_was_stopped_goes_on_in_the_middle_of_a_window(broker, clu
     assert f"streaming {streamed.source.topic} from the last checkpoint on" in told(caplog)
 
 
+@pytest.mark.long
 def test_a_stream_that_was_killed_goes_on_from_its_last_checkpoint(broker, flink_jars, tmp_path):
     path, topic = topics.write_job(tmp_path, broker)
     job = topics.load(path, *FLAGS)
@@ -106,6 +108,7 @@ def test_a_stream_that_was_killed_goes_on_from_its_last_checkpoint(broker, flink
     assert counted(job) == [(10, 10), (30, 30)]
 
 
+@pytest.mark.long
 def test_a_stream_that_may_not_or_can_not_go_on_says_so_and_begins_anew(broker, flink_jars, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, stream.__name__)
     path, topic = topics.write_job(tmp_path, broker)
