@@ -82,9 +82,10 @@ def extend(embedding: np.ndarray, known: np.ndarray, loadings: sp.csr_matrix) ->
         known: rows of the known items.
         loadings: (n, f), all items.
     """
-    features = ridge(sp.csr_matrix(loadings[known], dtype=np.float64), embedding)
+    of_known = loadings[known]
+    features = ridge(of_known, embedding)
     identity = np.zeros((loadings.shape[0], embedding.shape[1]))
-    identity[known] = embedding - loadings[known] @ features
+    identity[known] = embedding - of_known @ features
     return Side(identity, features, loadings)
 
 
@@ -94,6 +95,7 @@ def ridge(X: sp.csr_matrix, Y: np.ndarray) -> np.ndarray:
     Golub, Heath and Wahba 1979, equation 1.4: (residual / n) / (1 - degrees of freedom / n)^2, from the singular values of X
     (n, f). Those below 1e-6 of the largest count as 0: the smallest penalty is far above what they could add.
     """
+    X = X.astype(np.float64)
     singular, right = _right_vectors(X)
     projected = (right.T @ (X.T @ Y)) / singular[:, None]
     energy = (projected**2).sum(1)

@@ -181,10 +181,7 @@ def _tastes(figures: Figures, scores: np.ndarray, spectrum: denoise.Spectrum, rn
     known, popularity = figures.known, scores[figures.known]
     seen = _seen_tastes(spectrum, popularity)
     features = figures.features
-    if features.shape[1]:
-        tastes = features @ hybrid.ridge(sp.csr_matrix(features[known], dtype=np.float64), seen)
-    else:
-        tastes = np.zeros((len(scores), seen.shape[1]))
+    tastes = features @ hybrid.ridge(features[known], seen) if features.shape[1] else np.zeros((len(scores), seen.shape[1]))
     tastes[known] = seen
     # The most popular third of the kept items have the least noise.
     clear = seen[popularity >= np.quantile(popularity, 2 / 3)]

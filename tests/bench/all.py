@@ -83,7 +83,7 @@ def pairs(users: int = 1_000_000, items: int = 4000, each: int = 20) -> dict[str
         adding = cooccurrence.AddSums()
         sums: dict[cooccurrence.Block, np.ndarray | None] = {}
         for bucket in range(16):
-            rows = cooccurrence.quantise_rows(x[bucket * users // 16 : (bucket + 1) * users // 16])
+            rows = cooccurrence.quantise_rows(x[bucket * users // 16 : (bucket + 1) * users // 16]).tocsc()  # as partial_sums
             for block in cooccurrence.blocks(items):
                 sums[block] = adding.add_input(sums.get(block), cooccurrence.exact_sums(rows, *block[:2]))
         for each_block in sums.items():
