@@ -16,7 +16,6 @@ from typing import Self
 
 import grpc
 from apache_beam.portability.api import beam_job_api_pb2_grpc
-from apache_beam.utils import subprocess_server
 
 from runners import background, flink_java, flink_rest, jars
 from runners.flink_rest import FlinkError
@@ -57,13 +56,16 @@ class JobServer:
             master: HOST:PORT of the cluster that the job is for; None: a Flink of its own.
 
         Raises:
-            FlinkError: `artifacts` can't be written to.
+            FlinkError: no port is free, or `artifacts` can't be written to.
         """
+        try:
+            self.job_port, self.flink_port = background.choose_ports(_HOST, None, None)
+        except background.PortError as error:
+            raise FlinkError(str(error)) from error
         staged = None if artifacts is None else _make_staged(artifacts)
         self.directory = Path(tempfile.mkdtemp(prefix="sottovoce-flink-"))
         self.log_file = log_file or self.directory / "flink.log"
         self._staged = staged or self.directory / "staged"
-        self.job_port, self.flink_port = subprocess_server.pick_port(None, None)
         self.job_id = secrets.token_hex(16)
         self._is_remote = master is not None
         self._flink = flink_rest.Flink(master or f"{_HOST}:{self.flink_port}")

@@ -12,14 +12,13 @@ import apache_beam as beam
 import pytest
 
 from pipelines import cli
-from runners import flink, flink_rest
+from runners import background, flink, flink_rest
 from tests.runners import counting
 
 
 def test_a_cluster_outlives_the_command_and_ends_when_told(flink_jars, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = background.choose_ports("127.0.0.1", None)
     words = [sys.executable, "-m", "pipelines.flink", "up", "--port", str(port), "--slots", "2"]
     try:
         up = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)

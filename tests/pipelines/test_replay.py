@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from data import errors
 from pipelines import cli, replay
+from runners import background
 from transforms.ingest import kafka_client
 
 START = 1_700_000_000  # seconds since the epoch
@@ -226,8 +226,7 @@ def test_an_interrupted_replay_says_how_far_it_came(file, plain):
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    return background.choose_ports("127.0.0.1", None)[0]
 
 
 @pytest.mark.long

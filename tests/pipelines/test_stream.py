@@ -6,7 +6,6 @@ import datetime as dt
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from data import vault
 from pipelines import cli, config, release, source, status, stream
-from runners import direct
+from runners import background, direct
 from tests.pipelines import topics
 from tests.pipelines.example import charges, load, published, view, write_job
 from tests.pipelines.test_topics import DAYS, OPT_OUT, figures, lines, outcomes, short_figures, until, without_noise
@@ -92,8 +91,7 @@ def test_a_stream_that_is_told_to_stop_ends_in_order_and_the_next_goes_on(broker
     """Killed once, told to stop once: each window is released once, in order, with all of its events."""
     path, topic = topics.write_job(tmp_path, broker)
     job = topics.load(path, *DAYS)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = background.choose_ports("127.0.0.1", None)
     command = [sys.executable, "-m", "pipelines.cli", "stream", str(path), *DAYS, "--metrics", str(port)]
 
     for day, number in ((1, signal.SIGKILL), (2, signal.SIGTERM), (3, signal.SIGINT)):

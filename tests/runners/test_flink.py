@@ -6,7 +6,6 @@ import logging
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.options import pipeline_options
 from apache_beam.portability.api import beam_job_api_pb2
 
-from runners import flink, flink_java, flink_rest, jars, job_server, tether
+from runners import background, flink, flink_java, flink_rest, jars, job_server, tether
 from tests.runners import counting
 from tests.runners.processes import LOOPBACK, command_of, flink_processes, is_java, listening, wait_for
 
@@ -90,9 +89,14 @@ class Cancels(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 
+def test_no_other_program_is_given_the_ports_of_a_flink_that_is_about_to_start():
+    first, last = map(int, pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    with job_server.JobServer() as server:
+        assert not {server.job_port, server.flink_port} & set(range(first, last + 1))
+
+
 def test_a_job_is_cancelled_when_its_job_manager_is_back_and_nobody_waits_for_that():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = free.getsockname()
+    address = "127.0.0.1", *background.choose_ports("127.0.0.1", None)
     words = ["-I", tether.__file__, str(os.getpid()), "[]", f"http://127.0.0.1:{address[1]}/jobs/a", "sleep", "99"]
     tethered = subprocess.Popen([sys.executable, *words])
     wait_for(lambda: subprocess.run(["pgrep", "-P", str(tethered.pid)], capture_output=True).stdout)
