@@ -22,7 +22,7 @@ def test_solves_the_factor_scores_equation() -> None:
     tastes = rng.normal(size=(30, 2))
     matrix, scores = tastes @ tastes.T, rng.uniform(1, 3, 30)
     embeddings = spectral.fit(matrix, scores, 0.0, max_rank=2)
-    own = np.trace(matrix) / 30 * (scores / scores.mean()) ** spectral.OWN_POWER
+    own = spectral.OWN_SHARE * np.trace(matrix) / 30 * (scores / scores.mean()) ** spectral.OWN_POWER
     expected = tastes @ np.linalg.inv(np.eye(2) + tastes.T @ (tastes / own[:, None])) @ (tastes / own[:, None]).T
     assert np.allclose(embeddings.item @ embeddings.history.T, expected, atol=1e-3)
 
