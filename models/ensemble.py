@@ -88,7 +88,7 @@ def fit(
         rank: most columns of T.
         feature_rank: most columns of C.
     """
-    own = spectral.own_variance(matrix, popularity)
+    own = spectral.own_variance(matrix, noise_sd, popularity)
     content = reduce(scale(matrix, known, popularity, loadings), own, feature_rank)
     log.info("features: %d directions hold %.0f %% of what they say", content.tastes.shape[1], 100 * content.share)
     expected = content.of(known)

@@ -34,7 +34,7 @@ def content(released: training.Released, columns: np.ndarray) -> ranking.Scores:
     else is asked of the matrix.
     """
     features, popularity = released.loadings[:, :-1].toarray().astype(np.float64), released.popularity()
-    own = spectral_model.own_variance(released.matrix, popularity)
+    own = spectral_model.own_variance(released.matrix, released.noise_sd, popularity)
     found = spectral_model.factor_scores(np.sqrt(popularity)[:, None] * features, own)
     return ranking.fold_in(found.item, found.history, 0.0, columns)
 

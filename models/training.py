@@ -125,7 +125,7 @@ class Released(NamedTuple):
 
     def embeddings(self, signal: str, rank: int, start: np.ndarray | None = None) -> spectral.Embeddings:
         """Returns the spectral model's embeddings of the known items. Arguments as `spectrum`."""
-        return spectral.from_spectrum(self.spectrum(signal, rank, start), self.matrix, self.scores[self.known])
+        return spectral.from_spectrum(self.spectrum(signal, rank, start), self.matrix, self.noise_sd, self.scores[self.known])
 
 
 class Trained(NamedTuple):
@@ -265,7 +265,7 @@ def _closed_form(released: Released, settings: Settings, start: np.ndarray | Non
         log.warning("%d kept items are more than an ensemble's %d: the model is a hybrid", len(known), MOST_ENSEMBLE)
     # As D^-1 E on the history's side (models.spectral), so its loadings.
     return hybrid.warm_start(
-        spectral.from_spectrum(spectrum, released.matrix, released.scores[known]),
+        spectral.from_spectrum(spectrum, released.matrix, released.noise_sd, released.scores[known]),
         known,
         sp.csr_matrix(sp.diags(popularity) @ loadings),
         sp.csr_matrix(sp.diags(popularity ** (1 - spectral.OWN_POWER)) @ loadings),

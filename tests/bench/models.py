@@ -44,7 +44,7 @@ def fits() -> dict[str, scoring.Fit]:
 def _with_shrinkage(shrink: denoise.Shrink) -> scoring.Fit:
     def fit(released: training.Released, columns: np.ndarray) -> ranking.Scores:
         spectrum = denoise.denoise(released.matrix, released.noise_sd, scoring.DEFAULT.rank, shrink)
-        found = spectral.from_spectrum(spectrum, released.matrix, released.scores[released.known])
+        found = spectral.from_spectrum(spectrum, released.matrix, released.noise_sd, released.scores[released.known])
         return ranking.fold_in(found.item, found.history, 0.0, columns[released.known])
 
     return fit

@@ -127,6 +127,6 @@ def test_without_features_it_is_the_matrix_and_a_shared_taste() -> None:
     matrix = noisy(OTHERWISE, 0.5)
     ones = sp.csr_matrix(np.ones((ALL, 1), np.float32))
     model = ensemble.fit(matrix, 0.5, np.arange(KEPT), np.ones(ALL), ones, denoise.denoise(matrix, 0.5), 128, 512)
-    plain = spectral.from_spectrum(denoise.denoise(matrix, 0.5), matrix, np.ones(KEPT))
+    plain = spectral.from_spectrum(denoise.denoise(matrix, 0.5), matrix, 0.5, np.ones(KEPT))
     found = model.history.representation()[:KEPT] @ model.item.representation()[:KEPT].T
     assert np.corrcoef(found.ravel(), (plain.history @ plain.item.T).ravel())[0, 1] > 0.95

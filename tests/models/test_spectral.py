@@ -27,6 +27,12 @@ def test_solves_the_factor_scores_equation() -> None:
     assert np.allclose(embeddings.item @ embeddings.history.T, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize(("edge", "mean"), [(0, 1.5), (1, 0.75), (2, 0.5)])
+def test_own_variance_shrinks_with_the_tastes(edge: float, mean: float) -> None:
+    own = spectral.own_variance(4 * np.eye(25), 4 * edge / 10, np.array([1.0, 4.0]))
+    assert np.allclose(own, [4 * mean, 8 * mean])
+
+
 def test_a_rare_item_says_more_than_a_common_one() -> None:
     embeddings = spectral.fit(blocks([4]), np.array([1.0, 1.0, 1.0, 9.0]), 0.0)
     to_second = embeddings.history @ embeddings.item[1]
