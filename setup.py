@@ -15,7 +15,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=[name for name in setuptools.find_packages() if not name.startswith("tests")],
-    package_data={"data": ["*.sql", "migrations/script.py.mako"], "runners": ["*.lock"]},
+    package_data={"data": ["*.sql"], "data.ledger": ["migrations/script.py.mako"], "runners": ["*.lock"]},
     install_requires=[
         "alembic>=1.14,<2",
         "apache-beam>=2.77,<3",

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from data import ledger
+from data.ledger import history, schema
 
 PROCESSES, REQUESTS, FITTING, PAST = 16, 200, 64, 10_000
 
@@ -122,10 +123,10 @@ def on_postgresql(directory: str) -> float:
 def write_past(url: str, n: int) -> None:
     """Fills a ledger with n published releases, without asking it: the rows and the history that asking would have left."""
     ledger.Ledger(url).init(CONTRACT)
-    releases, charges, history = [], [], []
+    releases, charges, chain = [], [], []
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        last = connection.execute(sa.select(ledger.HISTORY).order_by(ledger.HISTORY.c.number.desc()).limit(1)).one()
+        last = connection.execute(sa.select(schema.HISTORY).order_by(schema.HISTORY.c.number.desc()).limit(1)).one()
         previous = last.hash
         for sequence in range(1, n + 1):
             reserved = _release(sequence)
@@ -137,17 +138,17 @@ def write_past(url: str, n: int) -> None:
                 (ledger.PUBLISHED, published),
             ):
                 row = {
-                    "number": last.number + 1 + len(history),
-                    "at": ledger._now(),
+                    "number": last.number + 1 + len(chain),
+                    "at": history.now(),
                     "kind": kind,
                     "data_set": "shop",
                     "body": json.dumps(body),
                 }
-                previous = row["hash"] = ledger._hash(previous, *row.values())
-                history.append(row)
+                previous = row["hash"] = history.link(previous, *row.values())
+                chain.append(row)
             releases.append({**reserved, "status": ledger.PUBLISHED})
             charges.append(charge)
-        for table, rows in ((ledger.RELEASES, releases), (ledger.CHARGES, charges), (ledger.HISTORY, history)):
+        for table, rows in ((schema.RELEASES, releases), (schema.CHARGES, charges), (schema.HISTORY, chain)):
             connection.execute(table.insert(), rows)
     engine.dispose()
 
@@ -163,7 +164,7 @@ def _release(sequence: int) -> dict[str, object]:
         "status": ledger.RESERVED,
         "fence": 1,
         "charge": json.dumps(REQUEST.charge),
-        "reserved_at": ledger._now(),
+        "reserved_at": history.now(),
         **same,
     }
 

@@ -20,6 +20,7 @@ from alembic.runtime import migration
 from hypothesis import strategies as st
 
 from data import errors, ledger
+from data.ledger import schema
 from tests.bench import ledger as bench
 from tests.data import composed
 from transforms.privacy import filter as privacy_filter
@@ -158,7 +159,7 @@ def test_migrations_make_the_tables_that_the_code_has(kept, url):
     """They are written out twice, and must say the same."""
     with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
         context = migration.MigrationContext.configure(connection, opts={"compare_type": True})
-        assert autogenerate.compare_metadata(context, ledger.metadata) == []
+        assert autogenerate.compare_metadata(context, schema.metadata) == []
 
 
 def test_a_ledger_that_a_later_version_made_is_refused(kept, url):
@@ -262,7 +263,7 @@ def test_what_the_contract_does_not_allow_is_refused_unspent_and_written_down(ke
 def test_a_refusal_is_a_release_of_its_own_until_it_is_granted(kept, url):
     def statuses() -> list[str]:
         with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
-            return list(connection.scalars(sa.select(ledger.RELEASES.c.status).order_by(ledger.RELEASES.c.sequence)))
+            return list(connection.scalars(sa.select(schema.RELEASES.c.status).order_by(schema.RELEASES.c.sequence)))
 
     kept.reserve(another(0))
     request = replace(REQUEST, cost=1.25)
@@ -385,7 +386,7 @@ def test_a_content_address_says_nothing_to_whoever_has_another_ledger(new_url):
         kept.init(CONTRACT)
         kept.reserve(REQUEST)
         with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
-            addresses.add(connection.scalar(sa.select(ledger.RELEASES.c.address)))
+            addresses.add(connection.scalar(sa.select(schema.RELEASES.c.address)))
     assert len(addresses) == 2
 
 

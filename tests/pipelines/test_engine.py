@@ -125,7 +125,7 @@ def test_a_folder_for_staged_files_that_can_not_be_made_is_a_line(tmp_path, monk
     [
         pytest.param("java.io.IOException: no slots\nat a.b", "java.io.IOException: no slots", id="Flink"),
         pytest.param(
-            "Error\nTraceback:\ndata.ledger.LedgerError: the ledger is away [while running 'Reserve']\n\tat a.b",
+            "Error\nTraceback:\ndata.ledger.records.LedgerError: the ledger is away [while running 'Reserve']\n\tat a.b",
             "the ledger is away",
             id="a step of ours",
         ),

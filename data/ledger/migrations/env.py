@@ -1,4 +1,4 @@
-"""Alembic runs migrations over the connection, and in the transaction, that data.ledger gives it."""
+"""Alembic runs migrations over the connection, and in the transaction, that data.ledger.transactions gives it."""
 
 from alembic import context
 
