@@ -20,10 +20,11 @@ OWN_POWER = 0.5
 """D grows with the item's score to this power. 1 would be pure chance; rows scaled to norm 1 and shrunk tastes flatten it.
 Chosen on tuning seeds and Online Retail among 0.25 .. 1."""
 OWN_SHARE = 1.5
-"""D's mean is this times d^2 / (d + edge), d the mean of the matrix's diagonal, edge the noise's (`models.denoise`): the
-noisier the matrix, the more its tastes are shrunk, and D with them. On tuning seeds of the world the best mean is some d / 2
-with 100,000 users and epsilon 1 (edge 1.7 d; a mean of d costs 0.7 % of recall), 0.7 d to d at epsilon 4 (edge d), and more
-than d with a million users or no noise. Few users' matrices, and Online Retail's, hardly care."""
+LEAST_OWN = 0.4
+"""D's mean is d * OWN_SHARE / (1 + edge / d), at least d * LEAST_OWN, with d the mean of the matrix's diagonal and edge the
+noise's (`models.denoise`): the noisier the matrix, the more its tastes are shrunk, and D with them. On tuning seeds of the
+world the best mean is some d / 2 with 100,000 users and epsilon 1 (edge 1.7 d; a mean of d costs 0.7 % of recall), 0.7 d to d
+at epsilon 4 (edge d), and more than d with a million users or no noise; on Online Retail (edge 2 d to 7 d) 0.35 d to d / 2."""
 SCORE_FLOOR = 0.1
 """Lowest share of the mean score that an item counts as: noise may leave a score near or below 0."""
 
@@ -92,7 +93,8 @@ def own_variance(matrix: np.ndarray, noise_sd: float, popularity: np.ndarray) ->
     """
     # The noise on the diagonal averages out.
     mean = max(float(np.trace(matrix)) / len(matrix), 1e-9)
-    return OWN_SHARE * mean / (1 + denoise.noise_edge(noise_sd, len(matrix)) / mean) * popularity**OWN_POWER
+    share = OWN_SHARE / (1 + denoise.noise_edge(noise_sd, len(matrix)) / mean)
+    return max(share, LEAST_OWN) * mean * popularity**OWN_POWER
 
 
 def _check(matrix: np.ndarray, scores: np.ndarray) -> None:

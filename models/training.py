@@ -62,7 +62,7 @@ class Settings:
     kind: hybrid.Kind = "ensemble"
     signal: Signal = "auto"
     rank: int = 128
-    feature_rank: int = 512
+    feature_rank: int = 1024
     epochs: int = 0
     loss: hybrid.Loss = "warp"
     learning_rate: float = 0.0003

@@ -343,7 +343,7 @@ class ModelSection(_Section):
     kind: Literal["hybrid", "ensemble"] = "ensemble"
     signal: Literal["auto", "low-rank", "prior", "stacked"] = "auto"
     rank: Positive = 128
-    feature_rank: Positive = 512
+    feature_rank: Positive = 1024
     epochs: int = Field(0, ge=0)
     loss: Literal["warp", "warp-kos", "bpr", "logistic"] = "warp"
     learning_rate: float = Field(0.0003, gt=0, le=1)

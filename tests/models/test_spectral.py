@@ -27,7 +27,7 @@ def test_solves_the_factor_scores_equation() -> None:
     assert np.allclose(embeddings.item @ embeddings.history.T, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(("edge", "mean"), [(0, 1.5), (1, 0.75), (2, 0.5)])
+@pytest.mark.parametrize(("edge", "mean"), [(0, 1.5), (1, 0.75), (2, 0.5), (9, 0.4)])
 def test_own_variance_shrinks_with_the_tastes(edge: float, mean: float) -> None:
     own = spectral.own_variance(4 * np.eye(25), 4 * edge / 10, np.array([1.0, 4.0]))
     assert np.allclose(own, [4 * mean, 8 * mean])

@@ -121,7 +121,7 @@ def test_a_least_job_file_gets_the_defaults(path):
             "kind": "ensemble",
             "signal": "auto",
             "rank": 128,
-            "feature_rank": 512,
+            "feature_rank": 1024,
             "epochs": 0,
             "loss": "warp",
             "learning_rate": 0.0003,
