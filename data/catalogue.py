@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -52,6 +52,16 @@ class Catalogue:
     def item_ids(self) -> list[str]:
         """The item ids, in the file's order."""
         return typing.cast(list[str], self.table["item_id"].to_pylist())
+
+    def only(self, features: Collection[str]) -> "Catalogue":
+        """Returns the same items with those of their features alone.
+
+        Raises:
+            KeyError: the catalogue has no such feature.
+        """
+        kinds = {name: self.kinds[name] for name in features}
+        names = ["item_id", "title", *(name for name in kinds if name != "title")]
+        return Catalogue(self.table.select(names), kinds)
 
 
 def load(

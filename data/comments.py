@@ -154,8 +154,8 @@ MACROS: Mapping[str, str] = {
     "which are left out. Repeats and unknown ids are ignored; with no known id, the popular items. "
     "Example: FROM recommend(['85123A', '22423'], 5).",
     "recommend_diverse": "recommend_diverse(history, k := 10, trade_off := 0.3): k of the 200 best of recommend, re-ranked by "
-    "maximal marginal relevance so that they are less alike (cosine of their embeddings). trade_off is in [0, 1]: 0 is the "
-    "ranking as it is, 1 diversity alone. Scores are those of recommend. Example: FROM recommend_diverse(['85123A'], 5, 0.4).",
+    "maximal marginal relevance so that they are less alike (cosine of embeddings), best first. trade_off is in [0, 1], 0: the "
+    "ranking as it is, 1: diversity alone. Scores are those of recommend. Example: FROM recommend_diverse(['85123A'], 5, 0.4).",
     "similar_items": "similar_items(item, k := 10): the k items whose embeddings point most nearly the same way "
     "(cosine similarity, popularity aside), for an item with co-occurrences of its own among such items. Unknown items have "
     "none.",

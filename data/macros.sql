@@ -53,7 +53,8 @@ WITH RECURSIVE candidates AS MATERIALIZED (
     WHERE next.place < least(k, (SELECT count(*) FROM candidates))
     GROUP BY next.place
 )
-SELECT place AS rank, item_id, title, score FROM taken JOIN candidates USING (rank) ORDER BY place;
+-- What is taken is for diversity, its order for relevance.
+SELECT row_number() OVER (ORDER BY rank) AS rank, item_id, title, score FROM taken JOIN candidates USING (rank) ORDER BY rank;
 
 CREATE MACRO similar_items(item, k := 10) AS TABLE
 WITH wanted AS MATERIALIZED (

@@ -4,6 +4,8 @@ Each method takes item after item, always the one of the largest (1 - trade_off)
 model's, put on [0, 1] list by list, and the spread says how much the item is unlike those taken before. So 0 is the ranking as
 it is, 1 diversity alone, and a setting means the same for models whose scores have other scales.
 
+A list is then in the order of the scores, as any ranking is: what is chosen is for diversity, its order for relevance.
+
 Reads the model, the noisy scores of the release and the public catalogue, never events: post-processing, at no cost to the
 budget.
 """
@@ -43,6 +45,7 @@ class Settings:
         trade_off: in [0, 1]; 0: the ranking as it is, 1: diversity alone.
         max_per_category: most items of one category in a list; None: any number.
         category_feature: column of the catalogue that says which category an item is in.
+        features: of the catalogue, that make items alike beside their embeddings; None: all of them, none: embeddings alone.
         serendipity: whether each list ends with an item of the long tail; see `serendipity_slot`.
         candidates: how many of the model's best a list is chosen from.
 
@@ -54,6 +57,7 @@ class Settings:
     trade_off: float = 0.3
     max_per_category: int | None = None
     category_feature: str | None = None
+    features: collections.abc.Sequence[str] | None = None
     serendipity: bool = False
     candidates: int = 200
 
@@ -104,11 +108,12 @@ def describe(
     embeddings: np.ndarray,
     popularity: np.ndarray,
     catalogue: Catalogue | None,
-    category_feature: str | None,
+    settings: Settings,
 ) -> Items:
     """Returns what re-ranking needs of the items.
 
-    Two items are alike in halves: by the cosine of their embeddings, and by that of their features in the catalogue.
+    Two items are alike in halves: by the cosine of their embeddings, and by that of their features in the catalogue. An item's
+    category is its value of the category feature, or the first of several.
 
     Args:
         ids: n items.
@@ -116,15 +121,16 @@ def describe(
         popularity: (n,), the release's noisy scores, 0 without one. The most popular items that have a third of all of it
             together are the head (see `evaluation.slices`), all others the long tail.
         catalogue: public. Without one, or without features in it, embeddings are all that is compared.
-        category_feature: one of the catalogue's features; of a list of values the first is the category. None: no categories.
+        settings: say which features are compared, and which one is the category.
 
     Raises:
-        KeyError: the catalogue has no such column.
+        KeyError: the catalogue has no such feature.
     """
     halves = [_unit(embeddings)]
-    if catalogue is not None and catalogue.kinds:
-        halves.append(_unit(_principal(features.of_items(ids, catalogue).matrix)))
-    categories, names = _categories(ids, catalogue, category_feature)
+    compared = catalogue if catalogue is None or settings.features is None else catalogue.only(settings.features)
+    if compared is not None and compared.kinds:
+        halves.append(_unit(_principal(features.of_items(ids, compared).matrix)))
+    categories, names = _categories(ids, catalogue, settings.category_feature)
     is_head = evaluation.slices(np.round(np.maximum(popularity, 0)).astype(np.int64))["head"]
     return Items(np.hstack(halves), categories, ~is_head, names)
 
@@ -140,10 +146,18 @@ def _principal(matrix: sp.csr_matrix) -> np.ndarray:
 
 
 def rerank(candidates: np.ndarray, scores: np.ndarray, items: Items, k: int, settings: Settings) -> np.ndarray:
-    """Returns lists of k as the settings say; arguments and result as of `mmr`."""
+    """Returns lists of k as the settings say, in the order of the candidates; arguments and result as of `mmr`.
+
+    Args:
+        candidates: best first.
+        scores: as of `mmr`.
+        items: see Items.
+        k: positive.
+        settings: see Settings.
+    """
     choose = _METHODS[settings.method]
     cap = settings.max_per_category
-    lists = choose(candidates, scores, items.vectors, k, settings.trade_off, items.categories, cap)
+    lists = in_order(choose(candidates, scores, items.vectors, k, settings.trade_off, items.categories, cap), candidates)
     return serendipity_slot(lists, candidates, scores, items) if settings.serendipity else lists
 
 
@@ -196,6 +210,19 @@ def dpp(
 
 
 _METHODS: dict[str, collections.abc.Callable[..., np.ndarray]] = {"mmr": mmr, "dpp": dpp}
+
+
+def in_order(lists: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Returns lists (n_lists, k), filled from the front with candidates (n_lists, n), in the order of these."""
+    is_taken = np.zeros(candidates.shape, bool)
+    for place in lists.T:
+        is_taken |= (candidates == place[:, None]) & (place != NO_ITEM)[:, None]
+    order = np.argsort(~is_taken, axis=1, kind="stable")[:, : lists.shape[1]]
+    ordered = np.full_like(lists, NO_ITEM)
+    ordered[:, : order.shape[1]] = np.where(
+        np.take_along_axis(is_taken, order, axis=1), np.take_along_axis(candidates, order, axis=1), NO_ITEM
+    )
+    return ordered
 
 
 def serendipity_slot(lists: np.ndarray, candidates: np.ndarray, scores: np.ndarray, items: Items) -> np.ndarray:

@@ -180,7 +180,7 @@ def train(
     reranking = None
     if diversity is not None:
         popularity = np.concatenate([released.scores, np.zeros(len(ids) - len(released.scores))])
-        reranking = diversity, rerank.describe(ids, item, popularity, catalogue, diversity.category_feature)
+        reranking = diversity, rerank.describe(ids, item, popularity, catalogue, diversity)
     return Trained(
         _embedding_table(ids, item, history, bias, tables.EMBEDDINGS),
         _embedding_table(

@@ -159,11 +159,13 @@ class Job(pydantic_settings.BaseSettings):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _category_of_the_catalogue(self) -> "Job":
-        feature = self.diversity.category_feature
+    def _diversity_of_the_catalogue(self) -> "Job":
         known = [] if self.catalogue is None else self.catalogue.features
-        if feature is not None and feature not in known:
-            raise ValueError(f"diversity.category_feature = {feature!r} is not among catalogue.features = {known}")
+        asked = {"features": self.diversity.features or (), "category_feature": filter(None, [self.diversity.category_feature])}
+        for key, names in asked.items():
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"diversity.{key} = {name!r} is not among catalogue.features = {known}")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -14,7 +14,7 @@ import datetime as dt
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -122,10 +122,10 @@ def run(job: config.Job, split_by: SplitBy = "users", k: int = 20) -> Report:
     audit: tuple[Figures, Figures] = ({}, {})
     if (diversity := job.diversity.settings) is not None:
         known = np.maximum(popularity, 0)  # -inf: not released
-        items = rerank.describe(ids.to_pylist(), model.vectors, known, public, diversity.category_feature)
+        items = rerank.describe(ids.to_pylist(), model.vectors, known, public, diversity)
         lists[RERANKED] = _reranked(model.scores, asked.history, items, k, diversity)
         audit = _audit({name: lists[name] for name in (private, RERANKED)}, items, asked)
-    vectors, alike = _vectors(public, asked.train)
+    vectors, alike = _vectors(public, asked.train, job.diversity.features)
     facts = {
         "data": job.evaluation.data,
         "data_set": job.job.data_set,
@@ -309,11 +309,14 @@ def _audit(lists: Mapping[str, np.ndarray], items: rerank.Items, asked: _Asked) 
     return figures, shares
 
 
-def _vectors(public: Catalogue | None, train: sp.csr_matrix) -> tuple[sp.csr_matrix, str]:
-    """What makes two items alike: the catalogue's features, or without any the users who have both."""
-    if public is not None and public.kinds:
+def _vectors(public: Catalogue | None, train: sp.csr_matrix, named: Sequence[str] | None) -> tuple[sp.csr_matrix, str]:
+    """What makes two items alike: the catalogue's features, or those that are named; without any the users who have both."""
+    if public is None or not public.kinds:
+        return sp.csr_matrix(train.T), "training users"
+    if not named:
         return features.encode(public.table, public.kinds).matrix, "catalogue features"
-    return sp.csr_matrix(train.T), "training users"
+    compared = public.only(named)
+    return features.encode(compared.table, compared.kinds).matrix, f"catalogue features: {', '.join(named)}"
 
 
 def _metrics(

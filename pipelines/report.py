@@ -371,7 +371,7 @@ def _described(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> rer
     length = len(next(iter(vectors.values()), [0.0]))
     embeddings = np.array([vectors.get(item, [0.0] * length) for item in ids], np.float32)
     scores = dict(_rows(connection, "select item_id, coalesce(score, 0) from items"))
-    items = rerank.describe(ids, embeddings, np.array([scores[item] for item in ids]), None, None)
+    items = rerank.describe(ids, embeddings, np.array([scores[item] for item in ids]), None, rerank.Settings())
     features = _rows(
         connection,
         """

@@ -371,6 +371,7 @@ class DiversitySection(_Section):
     trade_off: float = Field(0.3, ge=0, le=1)
     max_per_category: Positive | None = None
     category_feature: str | None = None
+    features: list[str] | None = None
     serendipity: bool = False
     candidates: Positive = 200
 

@@ -439,7 +439,8 @@ def test_diverse_recommendations_are_those_of_the_model_room(many, trade_off):
     for history in ("['i3', 'i100']", "['i77']", "[]"):
         best = answer(many, f"SELECT item_id, score FROM recommend({history}, 200) ORDER BY rank")
         items = np.array([[int(item[1:]) for item, _ in best]])
-        expected = rerank.mmr(items, np.array([[score for _, score in best]]), VECTORS, 20, trade_off)[0]
+        expected = rerank.mmr(items, np.array([[score for _, score in best]]), VECTORS, 20, trade_off)
+        [expected] = rerank.in_order(expected, items)
         found = answer(many, f"SELECT rank, item_id FROM recommend_diverse({history}, 20, {trade_off})")
         assert found == [(rank, f"i{item}") for rank, item in enumerate(expected, 1)]
 

@@ -113,10 +113,16 @@ def test_reranks_as_the_settings_say():
     candidates, scores, vectors, categories = given(4)
     items = rerank.Items(vectors, categories, np.arange(60) > 20)
     settings = rerank.Settings("dpp", 0.4, max_per_category=2, serendipity=True)
-    plain = rerank.dpp(candidates, scores, vectors, 6, 0.4, categories, 2)
+    plain = rerank.in_order(rerank.dpp(candidates, scores, vectors, 6, 0.4, categories, 2), candidates)
     expected = rerank.serendipity_slot(plain, candidates, scores, items)
     assert np.array_equal(rerank.rerank(candidates, scores, items, 6, settings), expected)
     assert not np.array_equal(plain, expected)
+
+
+def test_what_is_taken_is_put_in_the_order_of_the_candidates():
+    lists, candidates = np.array([[5, 7, 1], [2, 0, -1], [-1, -1, -1]]), np.array([[1, 3, 5, 7], [0, 2, -1, -1], [-1] * 4])
+    assert rerank.in_order(lists, candidates).tolist() == [[1, 5, 7], [0, 2, -1], [-1, -1, -1]]
+    assert rerank.in_order(lists[:, [0, 0, 0]] * 0 - 1, candidates[:, :2]).tolist() == [[-1] * 3] * 3
 
 
 def test_an_audit_says_what_lists_are_like():
@@ -141,15 +147,24 @@ def test_gini(counts, expected):
     assert rerank.gini(np.array(counts)) == pytest.approx(expected)
 
 
+def of(category: str | None = None, features: list[str] | None = None) -> rerank.Settings:
+    return rerank.Settings(category_feature=category, features=features)
+
+
 def test_describes_items_by_catalogue_and_popularity():
     table = pa.table({"item_id": ["a", "b", "c"], "genre": [["x", "y"], [], ["z"]], "maker": ["m", None, "m"]})
     public = Catalogue(table, {"genre": "multi", "maker": "categorical"})
     popularity = np.array([10.0, -3, 0, 6])
-    found = rerank.describe(["d", "a", "c", "b"], np.eye(4), popularity, public, "genre")
+    found = rerank.describe(["d", "a", "c", "b"], np.eye(4), popularity, public, of("genre"))
     assert (found.categories.tolist(), found.names) == ([-1, 0, 1, -1], ("x", "z"))
     assert found.is_tail.tolist() == [False, True, True, True]
-    assert rerank.describe(["d", "a", "c", "b"], np.eye(4), popularity, public, "maker").categories.tolist() == [-1, 0, 0, -1]
-    assert rerank.describe(["a"], np.eye(1), popularity[:1], None, None).categories.tolist() == [-1]
+    assert rerank.describe(["d", "a", "c", "b"], np.eye(4), popularity, public, of("maker")).categories.tolist() == [
+        -1,
+        0,
+        0,
+        -1,
+    ]
+    assert rerank.describe(["a"], np.eye(1), popularity[:1], None, of(None)).categories.tolist() == [-1]
 
 
 @pytest.mark.parametrize("directions", [64, 2], ids=["features as they are", "in principal directions"])
@@ -159,12 +174,22 @@ def test_items_are_alike_in_halves_by_embeddings_and_features(monkeypatch, direc
     table = pa.table({"item_id": list("abcdef"), "colour": ["red", "red", "blue", None, "blue", "red"]})
     public = Catalogue(table, {"colour": "categorical"})
     embeddings = np.array([[5, 0], [0, 1], [2, 0], [3, 0], [0, 1], [0, 0]])
-    vectors = rerank.describe(list("abcdef"), embeddings, np.zeros(6), public, None).vectors
+    vectors = rerank.describe(list("abcdef"), embeddings, np.zeros(6), public, of()).vectors
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = [1, 0.5, 0.5, np.sqrt(0.5), 0, np.sqrt(0.5)]
     assert (unit @ unit[0]).tolist() == pytest.approx(expected, abs=1e-6)
-    without = rerank.describe(list("abcdef"), embeddings, np.zeros(6), None, None).vectors
+    without = rerank.describe(list("abcdef"), embeddings, np.zeros(6), None, of()).vectors
     assert without.tolist() == [[1, 0], [0, 1], [1, 0], [1, 0], [0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [(["genre"], 0.5), (["maker"], 0.0), (["genre", "maker"], 0.25), (None, 0.25), ([], 0.0)]
+)
+def test_only_the_features_that_are_named_make_items_alike(named, expected):
+    table = pa.table({"item_id": list("abcd"), "title": ["t"] * 4, "genre": list("xxyy"), "maker": list("mnmn")})
+    public = Catalogue(table, {"genre": "categorical", "maker": "categorical"})
+    a, b = rerank.describe(["a", "b"], np.eye(2), np.zeros(2), public, of(features=named)).vectors
+    assert a @ b / (a @ a) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,13 @@ def test_shows_what_re_ranking_costs_and_does(capsys, world):
     assert all(re.match(r"share of [a-z ]+ {2,}0\.\d{4}  ", line) for line in shown[start + 4 :])
 
 
+def test_diversity_is_of_the_features_that_are_named(capsys, world):
+    found = report(capsys, str(world), *DIVERSE, "0.6", "--diversity.features", '["genre"]')
+    assert found["diversity_of"] == "catalogue features: genre"
+    gains = {name: value["mean"] for name, value in found["metrics"]["intra_list_diversity"].items()}
+    assert gains["re-ranked"] > 1.2 * gains["epsilon 1"]
+
+
 def test_a_trade_off_of_0_changes_nothing(capsys, world):
     found = report(capsys, str(world), *DIVERSE, "0")
     for values in found["metrics"].values():
