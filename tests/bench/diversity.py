@@ -16,7 +16,7 @@ import numpy as np
 from models import evaluation, ranking, rerank
 from pipelines import config, evaluate
 
-TRADE_OFFS = (0.1, 0.2, 0.3, 0.5)
+TRADE_OFFS = (0.1, 0.2, 0.3, 0.4, 0.5)
 METHODS: tuple[rerank.Method, ...] = ("mmr", "dpp")
 K = 20
 
