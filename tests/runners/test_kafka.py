@@ -3,6 +3,7 @@
 import os
 import pathlib
 import socket
+import ssl
 import stat
 import sys
 
@@ -95,3 +96,14 @@ def test_a_secure_broker_keeps_its_passwords_to_its_owner(secure_broker):
     assert not any(password in secure_broker.log_file.read_text() for password in passwords)
     commands = b"".join(file.read_bytes() for file in pathlib.Path("/proc").glob("[0-9]*/cmdline") if file.exists())
     assert not any(password.encode() in commands for password in passwords)
+
+
+def test_a_secure_brokers_certificate_holds_before_strict_clients(secure_broker):
+    """As those of Python 3.13 are."""
+    context = ssl.create_default_context(cafile=secure_broker.directory / "ca.pem")
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    with (
+        socket.create_connection(("127.0.0.1", secure_broker.port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        assert secured.version() == "TLSv1.3"
