@@ -6,10 +6,13 @@ how much nearer that is to x than nothing at all is, summed up over the users,
 
     sum |x|^2 - |x - a B x|^2  =  2 a <B, M> - a^2 <B^T B, M>,
 
-is linear in M: it has the same expectation as without noise, and a variance that is known, if B and a hang on nothing of M's
-noise. (It is the loss of EASE: Steck 2019, equation 2.) A model that was trained on M has learnt its noise; so M is split in
-two whose noises are independent (`models.stacking.split`; data fission, Leiner, Duan, Wasserman and Ramdas 2023): the model is
-fitted anew on one half, which gives a too, and looked up in the other. A model of another release is taken as it is.
+is linear in M: it has the same expectation as without noise, and a variance that is known, if B hangs on nothing of M's noise.
+(It is the loss of EASE: Steck 2019, equation 2.) A model that was trained on M has learnt its noise; so M is split in two whose
+noises are independent (`models.stacking.split`; data fission, Leiner, Duan, Wasserman and Ramdas 2023): the model is fitted
+anew on one half, and looked up in the other. A model of another release is taken as it is. The a of each model is the one by
+which it foretells that other half best: there the score's derivative by a is 0, so what a hangs on the noise moves the score by
+the square of a's relative error alone, upwards, and any two models alike. (On the half that a model was fitted on it would be
+too large, and the model worse than one of another release for that.)
 
 The score is the share of sum |x|^2. It isn't recall, and users who are in the matrix are in training too; docs/model.md says
 how well it goes along with recall, and that the plain sum of the cells of a model's lists, which is linear as well, does not.
@@ -85,7 +88,8 @@ def halves(released: training.Released, seed: int = 0) -> tuple[training.Release
         released: with known items.
         seed: of the split, which hides nothing and may be known. The same for all models of a release: so figures are too.
     """
-    rng = np.random.default_rng(seed)
+    # Not the generator by which models split what they are fitted on: their noise would be this one's.
+    rng = np.random.default_rng([seed, 1])
     first, second = stacking.split(released.matrix, released.noise_sd, rng)
     added = rng.normal(0, math.sqrt(2) * released.noise_sd, len(first))
     np.fill_diagonal(first, np.diag(first) + stacking.SHARE * added)
@@ -115,9 +119,9 @@ def compare(one: Vectors, other: Vectors, split: Halves) -> Agreement:
     """
     # No less than its noise: there may be nothing but that.
     total = max(float(np.trace(split.first)), split.second_sd)
-    weights = _weights(one, split.first)
+    weights = _weights(one, split.second)
     score = float(np.vdot(weights, split.second))
-    theirs = _weights(other, split.first)
+    theirs = _weights(other, split.second)
     base = float(np.vdot(theirs, split.second))
     weights -= theirs
     # A cell and its mirror image are one draw of noise: together they weigh twice. On the diagonal it has twice the variance.
@@ -126,11 +130,11 @@ def compare(one: Vectors, other: Vectors, split: Halves) -> Agreement:
     return Agreement(score / total, base / total, difference - spread, difference + spread)
 
 
-def _weights(vectors: Vectors, first: np.ndarray) -> np.ndarray:
-    """Returns 2 a B - a^2 B^T B, made symmetric, (n, n), with the a that is best on the first half, at least 0."""
+def _weights(vectors: Vectors, matrix: np.ndarray) -> np.ndarray:
+    """Returns 2 a B - a^2 B^T B, made symmetric, (n, n), with the a that is best on the matrix, at least 0."""
     foretold = vectors.item @ vectors.history.T
     np.fill_diagonal(foretold, 0)
     squared = foretold.T @ foretold
-    linear, quadratic = float(np.vdot(foretold, first)), float(np.vdot(squared, first))
+    linear, quadratic = float(np.vdot(foretold, matrix)), float(np.vdot(squared, matrix))
     scale = max(linear, 0.0) / quadratic if quadratic > 0 else 0.0
     return scale * (foretold + foretold.T) - scale**2 * squared

@@ -46,7 +46,7 @@ class Settings:
         max_per_category: most items of one category in a list; None: any number.
         category_feature: column of the catalogue that says which category an item is in.
         features: of the catalogue, that make items alike beside their embeddings; None: all of them, none: embeddings alone.
-        serendipity: whether each list ends with an item of the long tail; see `serendipity_slot`.
+        serendipity: whether a place of each list is for an item of the long tail; see `serendipity_slot`.
         candidates: how many of the model's best a list is chosen from.
 
     Raises:
@@ -157,8 +157,10 @@ def rerank(candidates: np.ndarray, scores: np.ndarray, items: Items, k: int, set
     """
     choose = _METHODS[settings.method]
     cap = settings.max_per_category
-    lists = in_order(choose(candidates, scores, items.vectors, k, settings.trade_off, items.categories, cap), candidates)
-    return serendipity_slot(lists, candidates, scores, items) if settings.serendipity else lists
+    lists = choose(candidates, scores, items.vectors, k, settings.trade_off, items.categories, cap)
+    if settings.serendipity:
+        lists = serendipity_slot(lists, candidates, scores, items)
+    return in_order(lists, candidates)
 
 
 def mmr(

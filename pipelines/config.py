@@ -161,11 +161,12 @@ class Job(pydantic_settings.BaseSettings):
     @pydantic.model_validator(mode="after")
     def _diversity_of_the_catalogue(self) -> "Job":
         known = [] if self.catalogue is None else self.catalogue.features
-        asked = {"features": self.diversity.features or (), "category_feature": filter(None, [self.diversity.category_feature])}
-        for key, names in asked.items():
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"diversity.{key} = {name!r} is not among catalogue.features = {known}")
+        asked = [("features", name) for name in self.diversity.features or ()]
+        if self.diversity.category_feature is not None:
+            asked.append(("category_feature", self.diversity.category_feature))
+        for key, name in asked:
+            if name not in known:
+                raise ValueError(f"diversity.{key} = {name!r} is not among catalogue.features = {known}")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -113,16 +113,19 @@ def test_reranks_as_the_settings_say():
     candidates, scores, vectors, categories = given(4)
     items = rerank.Items(vectors, categories, np.arange(60) > 20)
     settings = rerank.Settings("dpp", 0.4, max_per_category=2, serendipity=True)
-    plain = rerank.in_order(rerank.dpp(candidates, scores, vectors, 6, 0.4, categories, 2), candidates)
-    expected = rerank.serendipity_slot(plain, candidates, scores, items)
-    assert np.array_equal(rerank.rerank(candidates, scores, items, 6, settings), expected)
-    assert not np.array_equal(plain, expected)
+    plain = rerank.dpp(candidates, scores, vectors, 6, 0.4, categories, 2)
+    surprised = rerank.serendipity_slot(plain, candidates, scores, items)
+    assert not np.array_equal(plain, surprised)
+    found = rerank.rerank(candidates, scores, items, 6, settings)
+    assert [set(row) for row in found] == [set(row) for row in surprised]
+    places = [[list(whole).index(item) for item in row if item >= 0] for whole, row in zip(candidates, found, strict=True)]
+    assert all(place == sorted(place) for place in places)
 
 
 def test_what_is_taken_is_put_in_the_order_of_the_candidates():
     lists, candidates = np.array([[5, 7, 1], [2, 0, -1], [-1, -1, -1]]), np.array([[1, 3, 5, 7], [0, 2, -1, -1], [-1] * 4])
     assert rerank.in_order(lists, candidates).tolist() == [[1, 5, 7], [0, 2, -1], [-1, -1, -1]]
-    assert rerank.in_order(lists[:, [0, 0, 0]] * 0 - 1, candidates[:, :2]).tolist() == [[-1] * 3] * 3
+    assert rerank.in_order(np.array([[2, 0, -1, -1, -1]]), np.array([[0, 2, 1]])).tolist() == [[0, 2, -1, -1, -1]]
 
 
 def test_an_audit_says_what_lists_are_like():

@@ -292,6 +292,11 @@ def test_text_that_looks_like_another_type_stays_text_where_text_is_wanted(path,
             id="category of no catalogue",
         ),
         pytest.param(
+            ["--diversity.category_feature", ""],
+            r"diversity\.category_feature = '' is not among catalogue\.features = \[\]",
+            id="category without a name",
+        ),
+        pytest.param(
             ["--diversity.features", '["genre"]'],
             r"diversity\.features = 'genre' is not among catalogue\.features = \[\]",
             id="features of no catalogue",

@@ -184,7 +184,7 @@ def test_a_store_from_before_the_registry_has_the_published_model_as_its_active_
     go_on(job, 3)
     add_model(job, swap=True)
     account = contract.open_ledger(job)
-    with account._writing() as connection:
+    with account._database.writing() as connection:
         connection.exec_driver_sql("delete from promotions")
     assert states(job) == {1: "active", 2: "candidate"}
     assert not decided(job)

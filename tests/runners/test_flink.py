@@ -90,9 +90,8 @@ class Cancels(http.server.BaseHTTPRequestHandler):
 
 
 def test_no_other_program_is_given_the_ports_of_a_flink_that_is_about_to_start():
-    first, last = map(int, pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     with job_server.JobServer() as server:
-        assert not {server.job_port, server.flink_port} & set(range(first, last + 1))
+        assert {server.job_port, server.flink_port} <= set(range(20_000, 32_768)), "Linux gives others those from 32,768 on"
 
 
 def test_a_job_is_cancelled_when_its_job_manager_is_back_and_nobody_waits_for_that():
