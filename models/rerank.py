@@ -45,7 +45,7 @@ class Settings:
         trade_off: in [0, 1]; 0: the ranking as it is, 1: diversity alone.
         max_per_category: most items of one category in a list; None: any number.
         category_feature: column of the catalogue that says which category an item is in.
-        features: of the catalogue, that make items alike beside their embeddings; None: all of them, an empty list: embeddings alone.
+        features: of the catalogue, that make items alike beside their embeddings; None: all of them; empty: embeddings alone.
         serendipity: whether a place of each list is for an item of the long tail; see `serendipity_slot`.
         candidates: how many of the model's best a list is chosen from.
 
