@@ -313,10 +313,9 @@ def _vectors(public: Catalogue | None, train: sp.csr_matrix, named: Sequence[str
     """What makes two items alike: the catalogue's features, or those that are named; without any the users who have both."""
     if public is None or not public.kinds:
         return sp.csr_matrix(train.T), "training users"
-    if not named:
-        return features.encode(public.table, public.kinds).matrix, "catalogue features"
-    compared = public.only(named)
-    return features.encode(compared.table, compared.kinds).matrix, f"catalogue features: {', '.join(named)}"
+    compared = public.only(named) if named else public
+    said = f"catalogue features: {', '.join(named)}" if named else "catalogue features"
+    return features.encode(compared.table, compared.kinds).matrix, said
 
 
 def _metrics(

@@ -158,15 +158,11 @@ def test_describes_items_by_catalogue_and_popularity():
     table = pa.table({"item_id": ["a", "b", "c"], "genre": [["x", "y"], [], ["z"]], "maker": ["m", None, "m"]})
     public = Catalogue(table, {"genre": "multi", "maker": "categorical"})
     popularity = np.array([10.0, -3, 0, 6])
-    found = rerank.describe(["d", "a", "c", "b"], np.eye(4), popularity, public, of("genre"))
+    ids = ["d", "a", "c", "b"]
+    found = rerank.describe(ids, np.eye(4), popularity, public, of("genre"))
     assert (found.categories.tolist(), found.names) == ([-1, 0, 1, -1], ("x", "z"))
     assert found.is_tail.tolist() == [False, True, True, True]
-    assert rerank.describe(["d", "a", "c", "b"], np.eye(4), popularity, public, of("maker")).categories.tolist() == [
-        -1,
-        0,
-        0,
-        -1,
-    ]
+    assert rerank.describe(ids, np.eye(4), popularity, public, of("maker")).categories.tolist() == [-1, 0, 0, -1]
     assert rerank.describe(["a"], np.eye(1), popularity[:1], None, of(None)).categories.tolist() == [-1]
 
 
